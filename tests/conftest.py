@@ -1,0 +1,65 @@
+"""Every test runs on CPU with 8 virtual devices, strict ranks and a compilation cache."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax  # noqa: E402 (the environment comes first)
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real data sets that lies beside the repository of the project's own CI."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the data sets in ../shared, which only the project's CI has")
+    return SHARED
+
+
+@pytest.fixture
+def tfds_dir(shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """../shared/data/tfds, as the data directory of tensorflow-datasets."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(shared / "data" / "tfds"))
+    return shared / "data" / "tfds"
+
+
+@pytest.fixture(scope="session")
+def command_env() -> dict[str, str]:
+    """The environment of a user's command: one CPU device, compilations cached between tests."""
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return env | {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="session")
+def run_command(command_env):
+    """Runs a command in the repository's root: (arguments, ...) -> CompletedProcess with text."""
+
+    def run(*arguments, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env=command_env | env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run

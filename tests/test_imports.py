@@ -1,0 +1,69 @@
+"""Imports point one way, and importing the package loads nothing heavy."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "flaxcnn"
+
+# What each part may import of the package, besides itself.
+ALLOWED = {
+    "errors": set(),
+    "layers": {"errors"},
+    "models": {"errors", "layers"},
+    "data": {"errors"},
+    "tasks": {"errors", "data", "models", "layers"},
+    "training": {"errors", "doctor", "tasks", "data", "models", "layers"},
+    "doctor": {"errors"},
+    "reproduce": {"errors", "doctor", "training"},
+    "cli": {"errors", "doctor", "reproduce", "training", "tasks", "models"},
+    "__init__": {"models"},
+}
+# Each outside thing is known to one part only.
+OWNERS = {
+    "tensorflow_datasets": {"data/tfds_source.py"},
+    "orbax": {"training/checkpoint.py"},
+    "tensorboardX": {"training/logging.py"},
+    "grain": {"data/feeders.py"},
+    "cv2": {"data/images.py"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Dotted names that a file imports, at its top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import"
+            assert node.module is not None
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_no_import_points_backwards(file):
+    part = part_of(file)
+    for name in imported(file):
+        if name.startswith("flaxcnn."):
+            target = name.split(".")[1]
+            assert target == part or target in ALLOWED[part], f"{part} imports {name}"
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_one_file_knows_each_outside_thing(library):
+    users = {
+        str(file.relative_to(PACKAGE))
+        for file in FILES
+        if any(name.split(".")[0] == library for name in imported(file))
+    }
+    assert users == OWNERS[library]

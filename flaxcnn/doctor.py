@@ -1,0 +1,283 @@
+"""What this machine and this installation are, and what is wrong with them.
+
+`environment` is the record a run keeps, `examine` what `flaxcnn doctor` prints. Versions come from
+the packages' metadata, so nothing is imported to learn them.
+"""
+
+import dataclasses
+import glob
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PACKAGES = ("flaxcnn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+    "jax_enable_x64",
+    "jax_compilation_cache_dir",
+    "jax_platforms",
+)
+BAD_JAXLIB = {
+    (0, 10, 2): "returns wrong numbers on CPU (jax#39103)",
+    (0, 11, 0): "slows loops down on CPU",
+    (0, 11, 1): "slows loops down on CPU (jax#40101)",
+}
+OLDEST_JAXLIB = (0, 10, 1)
+SELF_TEST_TOLERANCE = 1e-4  # of the largest element, with float32 sums in any order
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of `flaxcnn doctor`; `level` is "ok", "warning" or "error"."""
+
+    topic: str
+    text: str
+    level: str = "ok"
+
+
+def examine() -> list[Finding]:
+    """Look at versions, devices, threads and settings, and check a few computed numbers."""
+    env = environment()
+    devices = env["devices"]
+    findings = [
+        Finding("python", f"{env['python']} on {env['os']}"),
+        *(Finding(name, version or "not installed") for name, version in env["versions"].items()),
+        Finding("devices", f"{devices['count']} x {devices['kind']} ({devices['platform']})"),
+        Finding("machine type", env["machine_type"]),
+        Finding("CPU threads", f"{env['threads']} (NPROC sets it; the bits depend on it)"),
+        *(Finding(name, str(value)) for name, value in env["settings"].items()),
+        *(Finding(name, value) for name, value in env["variables"].items()),
+    ]
+    findings += [Finding("installation", text, "warning") for text in warnings()]
+    for name, error in self_test().items():
+        passed = error <= SELF_TEST_TOLERANCE  # False for NaN
+        text = f"self-test of {name}: largest error {error:.1e}, allowed {SELF_TEST_TOLERANCE:.0e}"
+        wrong = "; this installation computes WRONG NUMBERS, do not train with it"
+        findings.append(
+            Finding("numbers", text if passed else text + wrong, "ok" if passed else "error")
+        )
+    return findings
+
+
+def format_findings(findings: Sequence[Finding]) -> str:
+    """Lay the findings out one per line, those that are not ok last and marked by their level."""
+    width = max(len(finding.topic) for finding in findings)
+    lines = [f"{f.topic:<{width}}  {f.text}" for f in findings if f.level == "ok"]
+    lines += [f"{f.level.upper()}: {f.text}" for f in findings if f.level != "ok"]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Print what `examine` finds; 1 if the numbers are wrong, else 0."""
+    findings = examine()
+    print(format_findings(findings))
+    return int(any(finding.level == "error" for finding in findings))
+
+
+def warnings() -> list[str]:
+    """Say what a run should be told before it starts: a bad jaxlib, an accelerator not used."""
+    found = (_judge_jaxlib(_version("jaxlib") or ""), unused_accelerator())
+    return [text for text in found if text]
+
+
+def environment() -> dict[str, Any]:
+    """Everything around a run that can change its bits or explain them, JSON-ready.
+
+    `git` is the repository of the working directory, None outside one.
+    """
+    device = jax.devices()[0]
+    variables = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NPROC", "CUDA_VISIBLE_DEVICES")
+    return {
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "os": platform.platform(),
+        "machine_type": machine_type(),
+        "threads": count_threads(),
+        "devices": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "process_count": jax.process_count(),
+        },
+        "settings": {name: getattr(jax.config, name) for name in SETTINGS},
+        "variables": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name in variables or name.startswith("JAX_")
+        },
+        "git": _git_state(),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def machine_type() -> str:
+    """Name what decides the CPU code XLA generates: x86_64-avx512, x86_64-avx2, x86_64, aarch64.
+
+    Golden hashes of `flaxcnn reproduce` are kept per machine type.
+    """
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    flags = re.search(r"^flags\s*:(.*)$", _read_cpuinfo(), re.MULTILINE)
+    known = flags.group(1).split() if flags else []
+    if machine != "x86_64":
+        return machine
+    return machine + ("-avx512" if "avx512f" in known else "-avx2" if "avx2" in known else "")
+
+
+def count_threads() -> int:
+    """Count the threads XLA computes with on CPU: NPROC, else the CPUs this process may use."""
+    nproc = os.environ.get("NPROC", "")
+    if nproc.isdigit() and int(nproc) > 0:
+        return int(nproc)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def unused_accelerator() -> str | None:
+    """Say which accelerator of this machine JAX does not use, why, and what to do; None if none."""
+    if jax.default_backend() != "cpu":
+        return None
+    for name, seen, platforms, plugin, extra in (
+        ("an NVIDIA GPU", _find_gpu(), ("cuda", "gpu"), r"jax-cuda\d+-plugin", "cuda"),
+        ("a TPU", _find_tpu(), ("tpu",), r"libtpu", "tpu"),
+    ):
+        if not seen:
+            continue
+        allowed = (jax.config.jax_platforms or "").split(",")  # pyright: ignore[reportAttributeAccessIssue]
+        if allowed != [""] and not set(allowed) & set(platforms):
+            why = f"JAX_PLATFORMS={','.join(allowed)} forbids it; unset it to use it"
+        elif extra == "cuda" and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+            why = "CUDA_VISIBLE_DEVICES hides it; unset it to use it"
+        elif _is_installed(plugin):
+            why = "its plugin is installed but did not start; see what JAX printed, and the driver"
+        else:
+            why = f"JAX has no support for it here: pip install 'flaxcnn[{extra}]'"
+        return f"{name} is here ({seen}) and JAX computes on the CPU. {why}"
+    return None
+
+
+def _judge_jaxlib(version: str) -> str | None:
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    if not found:
+        return None
+    release = (int(found[1]), int(found[2]), int(found[3]))
+    reason = BAD_JAXLIB.get(release)
+    if release < OLDEST_JAXLIB:
+        reason = "is older than flaxcnn supports"
+    advice = "pip install -U 'jax>=0.10.1,!=0.10.2,!=0.11.0,!=0.11.1'"
+    return f"jaxlib {version} {reason}: {advice}" if reason else None
+
+
+def _find_gpu() -> str:
+    """Where an NVIDIA GPU shows: a device file, or (as in WSL) nvidia-smi's list."""
+    for file in sorted(glob.glob("/dev/nvidia[0-9]*")):
+        return file
+    return "nvidia-smi" if _run("nvidia-smi", "-L").startswith("GPU ") else ""
+
+
+def _find_tpu() -> str:
+    """Where a TPU shows: its own device file, or VFIO together with a TPU's variables."""
+    for file in sorted(glob.glob("/dev/accel[0-9]*")):
+        return file
+    for variable in ("TPU_ACCELERATOR_TYPE", "TPU_NAME", "COLAB_TPU_ADDR"):
+        if variable in os.environ and os.path.exists("/dev/vfio"):
+            return f"/dev/vfio, {variable}"
+    return ""
+
+
+def _is_installed(pattern: str) -> bool:
+    names = (dist.metadata["Name"] for dist in importlib.metadata.distributions())
+    return any(re.fullmatch(pattern, name.replace("_", "-")) for name in names if name)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    revision = _run("git", "rev-parse", "--verify", "--quiet", "HEAD").strip()
+    if not revision:
+        return None
+    changed = _run("git", "status", "--porcelain", "--untracked-files=no")
+    return {"revision": revision, "dirty": bool(changed.strip())}
+
+
+def _run(*command: str) -> str:
+    """What a command prints; nothing where it is missing, fails or hangs."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout if result.returncode == 0 else ""
+
+
+def _read_cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def self_test() -> dict[str, float]:
+    """Compare what a CNN is made of, compiled, with NumPy in float64.
+
+    Largest error over largest element: of a convolution, of its kernel gradient inside `lax.scan`,
+    and of a vmapped matrix-vector product with a sum over 40,000 rows, which jaxlib 0.10.2 gets
+    wrong on CPU (jax#39103: float32 from 32,769 rows on).
+    """
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, 4, 10, 10, 3))  # 3 batches of 4
+    kernel = rng.normal(size=(3, 3, 3, 8))
+    matrix, rows = rng.normal(size=(3, 3)), rng.normal(size=(40_000, 3))
+
+    def convolve(x, k):
+        return jax.lax.conv_general_dilated(
+            x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def half_square_sum(k, x):
+        return 0.5 * jnp.sum(convolve(x, k) ** 2)
+
+    def sum_gradients(x, k):
+        step = jax.grad(half_square_sum)
+        return jax.lax.scan(lambda total, xi: (total + step(k, xi), None), jnp.zeros_like(k), x)[0]
+
+    def square_norms(a, x):
+        return jax.vmap(lambda row: jnp.sum((a @ row) ** 2))(x)
+
+    taps = [(i, j, images[:, :, i : i + 8, j : j + 8]) for i in range(3) for j in range(3)]
+    y = np.sum([np.einsum("bnhwc,co->bnhwo", x, kernel[i, j]) for i, j, x in taps], axis=0)
+    gradient = np.zeros_like(kernel)
+    for i, j, x in taps:
+        gradient[i, j] = np.einsum("bnhwc,bnhwo->co", x, y)
+    cases = {
+        "convolution": (convolve, (images[0], kernel), y[0]),
+        "convolution gradient in a loop": (sum_gradients, (images, kernel), gradient),
+        "vmapped product and sum": (
+            square_norms,
+            (matrix, rows),
+            ((rows @ matrix.T) ** 2).sum(-1),
+        ),
+    }
+    errors = {}
+    # GPUs and TPUs would by default round the factors to fewer bits, as meant.
+    with jax.default_matmul_precision("highest"):
+        for name, (function, arguments, expected) in cases.items():
+            got = jax.jit(function)(*(jnp.asarray(a, jnp.float32) for a in arguments))
+            error = np.abs(np.asarray(got, np.float64) - expected).max()
+            errors[name] = float(error / np.abs(expected).max())
+    return errors

@@ -1,0 +1,1 @@
+"""What a batch, a loss, a metric and a picture mean."""

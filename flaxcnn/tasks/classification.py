@@ -1,0 +1,127 @@
+"""Classification: one label per image."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flaxcnn.errors import UserError
+from flaxcnn.tasks.losses import Loss, cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """The classes of a data set and the loss to train them with.
+
+    Logits are float32 [N, outputs], labels int32 [N] in 0..classes-1. A network has one output per
+    class; for two classes it may have one, the logit of class 1.
+    """
+
+    class_names: tuple[str, ...]
+    loss: Loss = cross_entropy  # `losses.make_loss`: (logits, labels) -> [N]
+
+    def check_outputs(self, num_outputs: int) -> None:
+        """Raise UserError if a network with `num_outputs` logits cannot name these classes."""
+        classes = len(self.class_names)
+        if num_outputs != classes and (num_outputs, classes) != (1, 2):
+            alternative = " (or 1)" if classes == 2 else ""
+            raise UserError(
+                f"model.kwargs.num_classes: the network has {num_outputs} outputs and the data "
+                f"set {classes} classes; it must be {classes}{alternative}"
+            )
+
+    def metrics(self, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """Per-example float32 [N]: `loss`, `accuracy` (0 or 1), `top5_accuracy` above 5 classes.
+
+        Averages over any set of examples are the metrics of that set.
+        """
+        predictions, _ = self.predict(logits)
+        metrics = {
+            "loss": self.loss(logits, labels),
+            "accuracy": (predictions == labels).astype(jnp.float32),
+        }
+        if len(self.class_names) > 5:
+            # Elementwise rather than `lax.top_k`, which would gather a batch split over devices.
+            # Of equal logits the first wins, as in argmax; a NaN beats nothing.
+            true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+            later = labels[:, None] <= jnp.arange(logits.shape[-1], dtype=labels.dtype)[None]
+            beaten = (true > logits) | ((true == logits) & later)
+            metrics["top5_accuracy"] = ((~beaten).sum(-1) < 5).astype(jnp.float32)
+        return metrics
+
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        """Float32 [N, classes], rows summing to 1: softmax, or both sides of one sigmoid."""
+        if logits.shape[-1] == 1:
+            return jax.nn.sigmoid(jnp.concatenate([-logits, logits], axis=-1))
+        return jax.nn.softmax(logits)
+
+    def predict(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The most probable class, int32 [N], and its probability, float32 [N]."""
+        both = jnp.concatenate([-logits, logits], axis=-1) if logits.shape[-1] == 1 else logits
+        return jnp.argmax(both, axis=-1).astype(jnp.int32), self.probabilities(logits).max(-1)
+
+    def report(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
+        """Accuracy, and precision, recall and F1 of every class, as JSON-ready numbers in 0..1.
+
+        A class that never occurs or is never predicted has zeros, and counts in the macro average
+        (the plain mean over classes), as in scikit-learn with `zero_division=0`.
+        """
+        counts = count_confusions(labels, predictions, len(self.class_names))
+        right, predicted, support = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
+        columns = {
+            "precision": right / np.maximum(predicted, 1),
+            "recall": right / np.maximum(support, 1),
+            "f1": 2 * right / np.maximum(predicted + support, 1),
+        }
+        classes = [
+            {"name": name, **{key: float(column[i]) for key, column in columns.items()}}
+            | {"support": int(support[i])}
+            for i, name in enumerate(self.class_names)
+        ]
+        return {
+            "accuracy": float(right.sum() / max(len(labels), 1)),
+            "images": len(labels),
+            "macro": {key: float(column.mean()) for key, column in columns.items()},
+            "classes": classes,
+        }
+
+
+def count_confusions(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Count the examples of each true class (row) predicted as each class (column), int64."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels, predictions), 1)
+    return counts
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The table of `Classification.report` for a terminal.
+
+    Above 30 classes only the 5 best and the 5 worst by F1 among those that occur.
+    """
+    classes = report["classes"]
+    if len(classes) <= 30:
+        groups = [("class", classes)]
+    else:
+        ranked = sorted((c for c in classes if c["support"]), key=lambda c: -c["f1"])
+        groups = [("5 best classes", ranked[:5]), ("5 worst classes", ranked[5:][-5:])]
+    names = [_shorten(c["name"]) for _, rows in groups for c in rows]
+    width = max(map(len, [*names, "macro average", *(title for title, _ in groups)]))
+    lines = []
+    for title, rows in groups:
+        lines.append(f"{title:<{width}}  precision  recall      f1  images")
+        lines += [_row(_shorten(c["name"]), c, c["support"], width) for c in rows]
+        lines.append("")
+    lines.append(_row("macro average", report["macro"], report["images"], width))
+    lines.append(f"{'accuracy':<{width}}  {report['accuracy']:>9.4f}")
+    return "\n".join(lines)
+
+
+def _row(name: str, scores: dict[str, float], images: int, width: int) -> str:
+    precision, recall, f1 = scores["precision"], scores["recall"], scores["f1"]
+    return f"{name:<{width}}  {precision:>9.4f}  {recall:>6.4f}  {f1:>6.4f}  {images:>6}"
+
+
+def _shorten(name: str, limit: int = 32) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"

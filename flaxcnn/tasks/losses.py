@@ -1,0 +1,102 @@
+"""Losses per example: float32 logits [N, C] and int labels [N] -> float32 [N].
+
+Nothing here averages over the batch: the training step weighs and averages, so that a padded
+example counts nothing. With one output (C == 1) labels are 0 and 1 and the logit is that of 1.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flaxcnn.errors import UserError
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross-entropy in nats.
+
+    `label_smoothing` in [0, 1) moves that share of each target evenly to all classes, the true
+    one included (Szegedy 2016, section 7).
+
+    Raises:
+        UserError: one output, whose softmax is always 1.
+    """
+    num_outputs = logits.shape[-1]
+    if num_outputs == 1:
+        raise UserError(
+            "loss.name: cross_entropy needs one output per class and the network has one output; "
+            "use binary_cross_entropy, focal or mse"
+        )
+    targets = jax.nn.one_hot(labels, num_outputs, dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+
+
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Sigmoid cross-entropy in nats; with C > 1 outputs one class against all others.
+
+    The mean over the C outputs, as `torch.nn.BCEWithLogitsLoss`, timm and Keras have it; "ResNet
+    strikes back" (Wightman 2021) trains with this form.
+    """
+    return optax.sigmoid_binary_cross_entropy(logits, _sigmoid_targets(logits, labels)).mean(-1)
+
+
+def focal(
+    logits: jax.Array, labels: jax.Array, gamma: float = 2.0, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Cross-entropy weighted by (1 - p)^gamma, p the probability of the target (Lin 2017, eq. 4).
+
+    Softmax over C > 1 outputs, sigmoid for one. Without Lin's class weight alpha. A smoothed
+    target sums the classes' focal terms, each weighted by its share of the target.
+    """
+    if logits.shape[-1] == 1:
+        targets = _sigmoid_targets(logits, labels)
+        smoothed = targets * (1.0 - label_smoothing) + label_smoothing / 2
+        return optax.sigmoid_focal_loss(logits, smoothed, gamma=gamma)[:, 0]
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    log_p = jax.nn.log_softmax(logits)
+    # Above zero, where the derivative of a power below one is infinite.
+    miss = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(logits.dtype).tiny)
+    return -(optax.smooth_labels(targets, label_smoothing) * miss**gamma * log_p).sum(-1)
+
+
+def mse(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over the outputs of (probability - one-hot target)^2, as Keras after a softmax layer.
+
+    Probabilities are the softmax of C > 1 logits, the sigmoid of one.
+    """
+    activation = jax.nn.sigmoid if logits.shape[-1] == 1 else jax.nn.softmax
+    return jnp.square(activation(logits) - _sigmoid_targets(logits, labels)).mean(-1)
+
+
+def _sigmoid_targets(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """What each output should say, [N, C]: the label itself for one output, else one-hot."""
+    if logits.shape[-1] == 1:
+        return labels[:, None].astype(logits.dtype)
+    return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+
+
+def make_loss(*, name: str, label_smoothing: float = 0.0, focal_gamma: float = 2.0) -> Loss:
+    """The loss `name`: (logits [N, C], labels [N]) -> [N].
+
+    Raises:
+        UserError: unknown name, a setting out of range, smoothing of a loss that has none.
+    """
+    if not 0.0 <= label_smoothing < 1.0:
+        raise UserError(f"loss.label_smoothing={label_smoothing}: must be in [0, 1)")
+    if focal_gamma < 0.0:
+        raise UserError(f"loss.focal_gamma={focal_gamma}: must not be negative")
+    if name == "cross_entropy":
+        return functools.partial(cross_entropy, label_smoothing=label_smoothing)
+    if name == "focal":
+        return functools.partial(focal, gamma=focal_gamma, label_smoothing=label_smoothing)
+    if name not in ("binary_cross_entropy", "mse"):
+        raise UserError(
+            f"loss.name={name!r}: must be cross_entropy, binary_cross_entropy, focal or mse"
+        )
+    if label_smoothing:
+        raise UserError(f"loss.label_smoothing={label_smoothing}: loss.name={name!r} has none")
+    return binary_cross_entropy if name == "binary_cross_entropy" else mse

@@ -1,0 +1,240 @@
+"""What an experiment is: plain dataclasses that `ml_collections.config_flags` can override.
+
+A config file's `get_config()` returns a `Config`. The classes are not frozen because the flag
+library assigns to their fields; `validate` is called once, before anything is loaded or compiled.
+The `kwargs` fields are `ConfigDict`s, so that `--config.model.kwargs.activation=tanh` can add one.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flaxcnn.errors import UserError
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """Which network. `kwargs` go to `flaxcnn.create_model` beside `num_classes` and `dtype`."""
+
+    name: str = "lenet5_dense"
+    kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """Which images, how they are cut into splits and batches, and how they reach the device."""
+
+    source: str = "digits"  # "digits", "tfds:<name>" or "folder:<path>"
+    batch_size: int = 64  # examples per optimizer update, over all devices
+    eval_batch_size: int = 256
+    image_size: tuple[int, ...] = ()  # (height, width); () keeps the source's own size
+    resize: str = "crop"  # "crop" (shorter side, centre), "stretch" or "pad"
+    channels: int = 0  # 1 grey, 3 RGB, 0 as in the source
+    split: tuple[float, ...] = (0.7, 0.15, 0.15)  # folders without train/validation/test
+    validation: float = 0.1  # share of train held out when the source has no validation split
+    on_bad_image: str = "error"  # or "skip": leave damaged images out and count them
+    feeder: str = "auto"  # "resident" (on the device), "streaming", or by resident_limit
+    resident_limit: int = 2**31  # bytes of uint8 images up to which "auto" is "resident"
+    workers: int = 2  # processes that load images for the streaming feeder; 0: none
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """What is minimised."""
+
+    name: str = "cross_entropy"  # "binary_cross_entropy", "focal", "mse"
+    label_smoothing: float = 0.0  # cross-entropy and focal only
+    focal_gamma: float = 2.0
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The update rule, its schedule, and what happens to a gradient before it."""
+
+    name: str = "momentum"
+    learning_rate: float = 0.05  # the peak, after warm-up
+    kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of the optax function
+    weight_decay: float = 0.0  # kernels only: biases and norms are never decayed
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0  # linear from 0, before any schedule
+    final_fraction: float = 0.0  # learning rate at the end, as a share of the peak
+    boundaries: tuple[float, ...] = ()  # "step": epochs at which the rate is multiplied
+    decay_rate: float = 0.1  # "step", "exponential" and "plateau" multiply by this
+    decay_epochs: float = 1.0  # "exponential": once in this many epochs, continuously
+    power: float = 2.0  # "polynomial"
+    patience: int = 5  # "plateau": epochs without a lower validation loss
+    clip_norm: float = 0.0  # 0 clips nothing; global norm (Pascanu 2013)
+    clip_value: float = 0.0  # each element
+    clip_adaptive: float = 0.0  # unit-wise, relative to the weights (Brock 2021)
+    accumulate: int = 1  # micro-batches per update; must divide the batch size
+    ema_decay: float = 0.0  # 0 keeps no average; evaluation uses the average where there is one
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """How often the run is saved and what is kept."""
+
+    every_steps: int = 0  # 0: at the end of each epoch; else also every so many steps
+    keep_last: int = 2
+    keep_best: int = 1
+
+
+@dataclasses.dataclass
+class Config:
+    """One experiment. Everything that changes its result is here, and only that."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    epochs: int = 20
+    seed: int = 0
+    precision: str = "float32"  # compute type: "float32" or "bfloat16"; parameters stay float32
+    parallel: str = "jit"  # or "pmap"
+    steps_per_call: int = 0  # 0: chosen from the network's multiply-adds and the device kind
+    monitor: str = "accuracy"  # validation metric for the best checkpoint and early stopping
+    early_stopping: int = 0  # epochs without improvement of `monitor`; 0 never stops early
+
+
+_CHOICES = {
+    "data.resize": ("crop", "stretch", "pad"),
+    "data.on_bad_image": ("error", "skip"),
+    "data.feeder": ("auto", "resident", "streaming"),
+    "precision": ("float32", "bfloat16"),
+    "parallel": ("jit", "pmap"),
+    "monitor": ("accuracy", "loss"),
+}
+_AT_LEAST = {
+    "epochs": 1,
+    "steps_per_call": 0,
+    "early_stopping": 0,
+    "data.batch_size": 1,
+    "data.eval_batch_size": 1,
+    "data.workers": 0,
+    "optimizer.accumulate": 1,
+    "checkpoint.every_steps": 0,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_best": 0,
+}
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """`config` as plain dicts and lists, ready for JSON; equal configs give equal dicts."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, ConfigDict):
+            return plain(value.to_dict())
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`."""
+
+    def build(cls: type, values: dict[str, Any]) -> Any:
+        built = cls()
+        for name, value in values.items():
+            default = getattr(built, name)
+            if dataclasses.is_dataclass(default):
+                value = build(type(default), value)
+            elif isinstance(default, ConfigDict):
+                value = ConfigDict(value)
+            elif isinstance(default, tuple):
+                value = tuple(value)
+            setattr(built, name, value)
+        return built
+
+    return build(Config, values)
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of `config` as (dotted name, value), in order of declaration."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+def check_field(path: str) -> None:
+    """Raises UserError if `path` ("optimizer.learning_rate") names no field of `Config`."""
+    known = [name for name, _ in fields(Config())]
+    if path in known or any(path.startswith(f"{name}.") for name in known if "kwargs" in name):
+        return
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else f"; the fields are {', '.join(known)}"
+    raise UserError(f"the config has no field {path}{hint}")
+
+
+def validate(config: Config) -> None:
+    """Raises UserError, naming the field, for what can be known to be wrong before any work."""
+    if not isinstance(config, Config):
+        raise UserError(f"get_config() must return a flaxcnn Config, got {type(config).__name__}")
+    _check_types(config, Config(), "")
+    values = dict(fields(config))
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            raise UserError(f"{name} must be one of {', '.join(choices)}, got {values[name]!r}")
+    for name, least in _AT_LEAST.items():
+        if values[name] < least:
+            raise UserError(f"{name} must be at least {least}, got {values[name]}")
+    if config.data.batch_size % config.optimizer.accumulate:
+        raise UserError(
+            f"optimizer.accumulate must divide data.batch_size: {config.optimizer.accumulate} "
+            f"does not divide {config.data.batch_size}"
+        )
+    if not 0 <= config.optimizer.ema_decay < 1:
+        raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
+    try:
+        json.dumps(to_dict(config))
+    except TypeError as error:
+        raise UserError(f"the config must hold plain values only: {error}") from error
+
+
+def _check_types(config: Any, default: Any, prefix: str) -> None:
+    """Each leaf has its default's type (an int will do for a float), and no field is invented."""
+    unknown = set(vars(config)) - {field.name for field in dataclasses.fields(default)}
+    if unknown:
+        check_field(prefix + sorted(unknown)[0])
+    for field in dataclasses.fields(default):
+        name, value = prefix + field.name, getattr(config, field.name)
+        expected = getattr(default, field.name)
+        if isinstance(expected, ConfigDict) and isinstance(value, dict):
+            value = ConfigDict(value)
+            setattr(config, field.name, value)
+        if isinstance(expected, float) and type(value) is int:
+            value = float(value)
+            setattr(config, field.name, value)
+        if type(value) is not type(expected):
+            raise UserError(
+                f"{name} must be {type(expected).__name__}, got {type(value).__name__} {value!r}"
+            )
+        if dataclasses.is_dataclass(value):
+            _check_types(value, expected, f"{name}.")
+        elif isinstance(value, tuple) and not all(isinstance(v, int | float) for v in value):
+            raise UserError(f"{name} must hold numbers only, got {value!r}")
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "field: before -> after" for each leaf in which two `to_dict` results differ."""
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key, "absent"), after.get(key, "absent")
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return lines

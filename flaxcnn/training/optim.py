@@ -1,0 +1,140 @@
+"""Update rules by name: clipping, weight decay of kernels only, and the optax optimizer.
+
+Clipping comes first, in the order value, global norm, adaptive; then the optimizer, which weighs
+in the decay. A gradient is thus clipped before weight decay is added to it, as in PyTorch.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from optax import contrib
+
+from flaxcnn.errors import UserError
+from flaxcnn.training.config import OptimizerConfig
+
+
+def kernel_mask(params: Any) -> Any:
+    """A tree of bools: True where a parameter is called `kernel`, so for no bias and no norm."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_kernel(path), params)
+
+
+def _is_kernel(path: jax.tree_util.KeyPath) -> bool:
+    return jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+
+
+def _muon_matrices(params: Any) -> Any:
+    """Which axes of a kernel are inputs and which is outputs; None gives a parameter to Adam.
+
+    A convolution kernel [h, w, in, out] becomes the matrix of every output's weights, as in
+    airbench94_muon (Jordan 2024), a dense kernel [in, out] is one.
+    """
+
+    def to_matrix(path, param):
+        if not _is_kernel(path) or param.ndim < 2:
+            return None
+        return contrib.MuonDimensionNumbers(tuple(range(param.ndim - 1)), param.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(to_matrix, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """An optax optimizer and the arguments that make it what its name says.
+
+    `decay_mask` names its argument for where weight decay applies; "" means that it has no decay
+    of its own, and decay is added to the gradient (L2, Krogh 1992).
+    """
+
+    make: Callable[..., optax.GradientTransformation]
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    decay_mask: str = ""
+
+
+_RULES = {
+    "sgd": _Rule(optax.sgd),
+    "momentum": _Rule(optax.sgd, {"momentum": 0.9}),
+    "nesterov": _Rule(optax.sgd, {"momentum": 0.9, "nesterov": True}),
+    # Hinton 2012 and PyTorch: the root, then epsilon.
+    "rmsprop": _Rule(optax.rmsprop, {"eps_in_sqrt": False}),
+    # TensorFlow 1, with the constants of MnasNet and EfficientNet (Tan 2019).
+    "rmsprop_tf": _Rule(
+        optax.rmsprop, {"eps": 1e-3, "eps_in_sqrt": True, "initial_scale": 1.0, "momentum": 0.9}
+    ),
+    "adagrad": _Rule(optax.adagrad),
+    "adam": _Rule(optax.adam),
+    "adamw": _Rule(optax.adamw, decay_mask="mask"),
+    "lamb": _Rule(optax.lamb, decay_mask="mask"),
+    # You 2017 scales whole layers; biases and norms keep the plain rate, as is usual.
+    "lars": _Rule(optax.lars, {"trust_ratio_mask": kernel_mask}, decay_mask="weight_decay_mask"),
+    "lion": _Rule(optax.lion, decay_mask="mask"),
+    "muon": _Rule(
+        contrib.muon,
+        {"muon_weight_dimension_numbers": _muon_matrices},
+        decay_mask="weight_decay_mask",
+    ),
+}
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The update rule of `config` with learning rates from `schedule`.
+
+    Weight decay applies to kernels only. adamw, lamb, lion and muon decay the weights themselves
+    by learning rate x `weight_decay` (Loshchilov 2019), lars within its trust ratio (You 2017); in
+    all others it is added to the gradient before momentum. `update` needs the parameters.
+
+    Raises:
+        UserError: an unknown name or argument, or a negative setting.
+    """
+    if config.name not in _RULES:
+        raise UserError(f"optimizer.name={config.name!r}: must be one of {', '.join(_RULES)}")
+    for field in ("weight_decay", "clip_value", "clip_norm", "clip_adaptive"):
+        if not getattr(config, field) >= 0.0:
+            raise UserError(f"optimizer.{field}={getattr(config, field)}: must not be negative")
+    rule = _RULES[config.name]
+    arguments = rule.arguments | _check_kwargs(config, rule)
+    chain = []
+    if config.clip_value:
+        chain.append(optax.clip(config.clip_value))
+    if config.clip_norm:
+        chain.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.clip_adaptive:
+        chain.append(optax.adaptive_grad_clip(config.clip_adaptive))
+    if rule.decay_mask:
+        # Also when 0: optax has defaults of its own.
+        arguments |= {"weight_decay": config.weight_decay, rule.decay_mask: kernel_mask}
+    elif config.weight_decay:
+        chain.append(optax.add_decayed_weights(config.weight_decay, mask=kernel_mask))
+    return optax.chain(*chain, rule.make(schedule, **arguments))
+
+
+def _check_kwargs(config: OptimizerConfig, rule: _Rule) -> dict[str, Any]:
+    """`config.kwargs` if the optax function takes them; those set by other fields are not its.
+
+    Raises:
+        UserError: an unknown argument, or a value of another type than the default's.
+    """
+    signature = inspect.signature(rule.make).parameters
+    defaults = {
+        name: rule.arguments.get(name, parameter.default)
+        for name, parameter in signature.items()
+        if name not in ("learning_rate", "weight_decay", "adam_weight_decay")
+        and not name.endswith(("mask", "dimension_numbers"))
+    }
+    for name, value in config.kwargs.items():
+        if name not in defaults:
+            known = ", ".join(defaults)
+            raise UserError(f"optimizer.kwargs: {config.name} has no {name!r}; it has {known}")
+        default = defaults[name]
+        kind = (int, float) if isinstance(default, float) else type(default)
+        if default is not None and (
+            not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool)
+        ):
+            wanted = type(default).__name__
+            raise UserError(f"optimizer.kwargs: {name}={value!r} is no {wanted}")
+    return dict(config.kwargs)

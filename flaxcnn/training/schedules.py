@@ -1,0 +1,129 @@
+"""Learning rates over a run, and what the history of validation results decides.
+
+The functions of a history keep no state, so a resumed run decides what an uninterrupted one did.
+"""
+
+import math
+from collections.abc import Sequence
+
+import optax
+
+from flaxcnn.errors import UserError
+from flaxcnn.training.config import OptimizerConfig
+
+SCHEDULES = "constant, step, exponential, cosine, linear, polynomial, one_cycle, plateau"
+
+
+def make_schedule(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -> optax.Schedule:
+    """The learning rate as a function of the number of updates done, 0 at the first.
+
+    Warm-up is linear from 0 to the schedule's first value in `warmup_epochs` (Goyal 2017, section
+    2.2); the schedule takes up what is left of the run. `step` counts its boundaries from the
+    start of the run, and those past its end never come. Cosine (Loshchilov 2017), linear,
+    polynomial and one-cycle (Smith 2018: up from 1/25 of the peak in 30 %, then cosine) reach
+    `final_fraction` of the peak at the end; exponential never falls below it. `plateau` is
+    constant here: `plateau_scale` says what its updates are to be multiplied by.
+
+    Raises:
+        UserError: an unknown schedule, or a field out of range.
+    """
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    _check(config, epochs, warmup_steps < steps_per_epoch * epochs)
+    main = _make_main(config, steps_per_epoch, warmup_steps, steps_per_epoch * epochs)
+    if warmup_steps == 0:
+        return main
+    warmup = optax.linear_schedule(0.0, main(0), warmup_steps)
+    return optax.join_schedules([warmup, main], [warmup_steps])
+
+
+def _make_main(
+    config: OptimizerConfig, steps_per_epoch: int, warmup_steps: int, total_steps: int
+) -> optax.Schedule:
+    """The schedule after the warm-up; its step 0 is the first step without it."""
+    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
+    steps = total_steps - warmup_steps
+    match config.schedule:
+        case "constant" | "plateau":
+            return optax.constant_schedule(peak)
+        case "step":
+            jumps = [round(b * steps_per_epoch) - warmup_steps for b in config.boundaries]
+            return optax.piecewise_constant_schedule(
+                peak, {jump: config.decay_rate ** jumps.count(jump) for jump in jumps}
+            )
+        case "exponential":
+            per_epoch = config.decay_rate ** (1.0 / config.decay_epochs)
+            return optax.exponential_decay(peak, steps_per_epoch, per_epoch, end_value=final)
+        case "cosine":
+            return optax.cosine_decay_schedule(peak, steps, config.final_fraction)
+        case "linear":
+            return optax.linear_schedule(peak, final, steps)
+        case "polynomial":
+            return optax.polynomial_schedule(peak, final, config.power, steps)
+        case "one_cycle":
+            start = 25.0
+            end = 1.0 / (start * config.final_fraction) if config.final_fraction else math.inf
+            return optax.cosine_onecycle_schedule(
+                steps, peak, pct_start=0.3, div_factor=start, final_div_factor=end
+            )
+    raise UserError(f"optimizer.schedule={config.schedule!r}: must be one of {SCHEDULES}")
+
+
+def _check(config: OptimizerConfig, epochs: int, warmup_ends: bool) -> None:
+    """Raise UserError for a field that its schedule cannot use."""
+    decays = config.schedule in ("step", "exponential", "plateau")
+    ascending = sorted(set(config.boundaries)) == list(config.boundaries)
+    after_warmup = all(boundary > config.warmup_epochs for boundary in config.boundaries)
+    requirements = [
+        ("learning_rate", "not be negative", 0.0 <= config.learning_rate < math.inf),
+        ("final_fraction", "be in 0..1", 0.0 <= config.final_fraction <= 1.0),
+        (
+            "warmup_epochs",
+            f"be >= 0 and < epochs={epochs}",
+            0.0 <= config.warmup_epochs and warmup_ends,
+        ),
+        ("decay_rate", "be between 0 and 1", not decays or 0.0 < config.decay_rate < 1.0),
+    ]
+    match config.schedule:
+        case "step":
+            proper = config.boundaries and ascending and after_warmup
+            rule = "be ascending epochs after the warm-up"
+            requirements.append(("boundaries", rule, bool(proper)))
+        case "exponential":
+            requirements.append(("decay_epochs", "be positive", config.decay_epochs > 0.0))
+        case "polynomial":
+            requirements.append(("power", "be positive", config.power > 0.0))
+        case "plateau":
+            requirements.append(("patience", "be at least 1", config.patience >= 1))
+    for field, rule, holds in requirements:
+        if not holds:
+            raise UserError(f"optimizer.{field}={getattr(config, field)}: must {rule}")
+
+
+def plateau_scale(validation_losses: Sequence[float], patience: int, factor: float) -> float:
+    """What to multiply the updates by after these per-epoch validation losses.
+
+    `factor` once for every `patience` epochs in a row without a loss lower than the lowest so far
+    by more than 1e-4, as Keras' ReduceLROnPlateau with `min_delta=1e-4` and no cooldown. NaN is no
+    improvement.
+    """
+    scale, best, waited = 1.0, math.inf, 0
+    for loss in validation_losses:
+        if loss < best - 1e-4:
+            best, waited = loss, 0
+            continue
+        waited += 1
+        if waited >= patience:
+            scale, waited = scale * factor, 0
+    return scale
+
+
+def should_stop(history: Sequence[float], patience: int, higher_is_better: bool) -> bool:
+    """Whether the last `patience` epochs of a metric brought nothing better than before them.
+
+    An equal value or a NaN is not better. `patience` 0 never stops.
+    """
+    best, waited = -math.inf, 0
+    for value in history:
+        score = value if higher_is_better else -value
+        best, waited = (score, 0) if score > best else (best, waited + 1)
+    return 0 < patience <= waited

@@ -1,0 +1,152 @@
+"""Metrics, predictions and reports against scikit-learn."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
+
+from flaxcnn.errors import UserError
+from flaxcnn.tasks.classification import Classification, count_confusions, format_report
+from flaxcnn.tasks.losses import make_loss
+
+RNG = np.random.default_rng(1)
+
+
+def make_task(classes, name="cross_entropy"):
+    return Classification(tuple(f"class {i}" for i in range(classes)), make_loss(name=name))
+
+
+def test_metrics_average_to_scikit_learns():
+    logits = RNG.normal(size=(200, 12)).astype(np.float32)
+    labels = RNG.integers(0, 12, 200).astype(np.int32)
+    metrics = jax.jit(make_task(12).metrics)(logits, labels)
+    assert set(metrics) == {"loss", "accuracy", "top5_accuracy"}
+    assert all(m.shape == (200,) and m.dtype == jnp.float32 for m in metrics.values())
+    accuracy = accuracy_score(labels, logits.argmax(-1))
+    np.testing.assert_allclose(metrics["accuracy"].mean(), accuracy, rtol=1e-6)
+    top5 = top_k_accuracy_score(labels, logits, k=5, labels=range(12))
+    np.testing.assert_allclose(metrics["top5_accuracy"].mean(), top5, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["loss"].mean(), log_loss(labels, softmax(logits, -1), labels=range(12)), rtol=1e-5
+    )
+
+
+def test_up_to_five_classes_have_no_top5():
+    assert set(make_task(5).metrics(np.zeros((2, 5), np.float32), np.array([0, 1]))) == {
+        "loss",
+        "accuracy",
+    }
+
+
+def test_top5_breaks_ties_like_argmax_and_never_counts_nan():
+    labels = np.arange(8, dtype=np.int32)
+    equal = jax.jit(make_task(8).metrics)(np.zeros((8, 8), np.float32), labels)
+    np.testing.assert_array_equal(equal["top5_accuracy"], [1, 1, 1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(equal["accuracy"], [1, 0, 0, 0, 0, 0, 0, 0])
+    broken = jax.jit(make_task(8).metrics)(np.full((8, 8), np.nan, np.float32), labels)
+    np.testing.assert_array_equal(broken["top5_accuracy"], np.zeros(8))
+
+
+def test_predictions_of_many_outputs():
+    logits = RNG.normal(size=(50, 7)).astype(np.float32)
+    task = make_task(7)
+    labels, probabilities = jax.jit(task.predict)(logits)
+    assert labels.dtype == jnp.int32 and probabilities.dtype == jnp.float32
+    expected = softmax(logits.astype(float), -1)
+    np.testing.assert_array_equal(labels, expected.argmax(-1))
+    np.testing.assert_allclose(probabilities, expected.max(-1), rtol=1e-5)
+    np.testing.assert_allclose(task.probabilities(logits), expected, rtol=1e-5)
+
+
+def test_predictions_of_one_sigmoid_output():
+    logits = np.array([[-3.0], [-0.1], [0.1], [40.0]], np.float32)
+    task = make_task(2, "binary_cross_entropy")
+    labels, probabilities = jax.jit(task.predict)(logits)
+    p = expit(logits[:, 0].astype(float))
+    np.testing.assert_array_equal(labels, [0, 0, 1, 1])
+    np.testing.assert_allclose(probabilities, np.maximum(p, 1 - p), rtol=1e-5)
+    np.testing.assert_allclose(
+        task.probabilities(logits), np.stack([1 - p, p], -1), rtol=1e-5, atol=1e-7
+    )
+    accuracy = task.metrics(logits, np.array([0, 1, 1, 0], np.int32))["accuracy"]
+    np.testing.assert_array_equal(accuracy, [1, 0, 1, 0])
+
+
+@pytest.mark.parametrize(("outputs", "classes"), [(10, 10), (2, 2), (1, 2)])
+def test_fitting_numbers_of_outputs(outputs, classes):
+    make_task(classes).check_outputs(outputs)
+
+
+@pytest.mark.parametrize(("outputs", "classes"), [(1000, 10), (1, 3), (3, 2), (1, 10)])
+def test_other_numbers_of_outputs_are_refused(outputs, classes):
+    with pytest.raises(UserError, match=rf"model.kwargs.num_classes.* {outputs} .* {classes} "):
+        make_task(classes).check_outputs(outputs)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 9), (2, 6)])
+def test_report_is_scikit_learns(low, high):
+    """Also where classes never occur (0, 1, 6..8) and are never predicted (0, 8)."""
+    labels = RNG.integers(low, high, 300)
+    predictions = np.where(RNG.random(300) < 0.6, labels, RNG.integers(1, 8, 300))
+    report = make_task(9).report(labels, predictions)
+    columns = precision_recall_fscore_support(labels, predictions, labels=range(9), zero_division=0)
+    for i, row in enumerate(zip(*columns, strict=True)):
+        reported = report["classes"][i]
+        assert reported["name"] == f"class {i}"
+        found = [reported[key] for key in ("precision", "recall", "f1", "support")]
+        np.testing.assert_allclose(found, row, rtol=1e-12)
+    macro = precision_recall_fscore_support(
+        labels, predictions, labels=range(9), average="macro", zero_division=0
+    )
+    found = [report["macro"][key] for key in ("precision", "recall", "f1")]
+    np.testing.assert_allclose(found, macro[:3], rtol=1e-12)
+    np.testing.assert_allclose(report["accuracy"], accuracy_score(labels, predictions))
+    assert report["images"] == 300
+    assert json.loads(json.dumps(report)) == report
+    np.testing.assert_array_equal(
+        count_confusions(labels, predictions, 9),
+        confusion_matrix(labels, predictions, labels=range(9)),
+    )
+
+
+def test_report_as_a_table():
+    report = make_task(3).report(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]))
+    assert format_report(report).splitlines() == [
+        "class          precision  recall      f1  images",
+        "class 0           1.0000  0.5000  0.6667       2",
+        "class 1           0.6667  1.0000  0.8000       2",
+        "class 2           0.0000  0.0000  0.0000       0",
+        "",
+        "macro average     0.5556  0.5000  0.4889       4",
+        "accuracy          0.7500",
+    ]
+
+
+def test_many_classes_show_the_best_and_the_worst_that_occur():
+    labels = np.arange(40).repeat(2)
+    predictions = labels.copy()
+    predictions[::2][:20] = 40  # classes 0..19 half right; 40 never occurs
+    predictions[:2] = 40  # class 0 never right
+    text = format_report(make_task(41).report(labels, predictions))
+    best, worst = text.split("\n\n")[:2]
+    assert best.splitlines()[0].startswith("5 best classes")
+    assert [line.split()[1] for line in best.splitlines()[1:]] == ["20", "21", "22", "23", "24"]
+    assert [line.split()[1] for line in worst.splitlines()[1:]] == ["16", "17", "18", "19", "0"]
+    assert len({len(line) for line in text.splitlines() if line and "accuracy" not in line}) == 1
+
+
+def test_long_names_are_shortened():
+    task = Classification(("a" * 50, "b"))
+    lines = format_report(task.report(np.array([0]), np.array([0]))).splitlines()
+    assert lines[1].startswith("a" * 31 + "…  ")
+    assert len({len(line) for line in lines[:3]}) == 1

@@ -1,0 +1,80 @@
+import pytest
+from ml_collections import ConfigDict
+
+from flaxcnn.errors import UserError
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training.config import check_field, differences, from_dict, to_dict, validate
+
+
+def test_dict_round_trip_keeps_every_field():
+    config = Config(
+        model=ModelConfig(name="x", kwargs=ConfigDict({"dropout": 0.5, "shape": [1, 2]})),
+        data=DataConfig(split=(0.6, 0.2, 0.2), image_size=(32, 48)),
+        optimizer=OptimizerConfig(boundaries=(10.0, 20.0)),
+        epochs=7,
+    )
+    restored = from_dict(to_dict(config))
+    assert to_dict(restored) == to_dict(config)
+    assert restored.data.image_size == (32, 48)
+    assert restored.model.kwargs.dropout == 0.5
+    assert restored.epochs == 7
+
+
+def test_the_defaults_are_valid_and_plain_kwargs_are_taken():
+    validate(Config())
+    config = Config(model=ModelConfig(kwargs={"activation": "tanh"}))
+    validate(config)
+    assert config.model.kwargs.activation == "tanh"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("epochs", 0, "epochs must be at least 1, got 0"),
+        ("epochs", 1.5, "epochs must be int, got float 1.5"),
+        ("parallel", "tpu", "parallel must be one of jit, pmap, got 'tpu'"),
+        ("data.resize", "x", "data.resize must be one of crop, stretch, pad, got 'x'"),
+        ("data.batch_size", "64", "data.batch_size must be int, got str '64'"),
+        ("data.image_size", ("a",), "data.image_size must hold numbers only, got ('a',)"),
+        ("optimizer.accumulate", 5, "optimizer.accumulate must divide data.batch_size: 5 does not"),
+        ("optimizer.ema_decay", 1.0, "optimizer.ema_decay must be in [0, 1), got 1.0"),
+        ("model.kwargs", {"f": print}, "the config must hold plain values only"),
+        ("data.bach_size", 3, "the config has no field data.bach_size; did you mean data.batch_si"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line(path, value, line):
+    config = Config()
+    *parents, name = path.split(".")
+    holder = config
+    for parent in parents:
+        holder = getattr(holder, parent)
+    setattr(holder, name, value)
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_int_serves_as_float():
+    config = Config(optimizer=OptimizerConfig(learning_rate=1))
+    validate(config)
+    assert config.optimizer.learning_rate == 1.0
+    assert isinstance(config.optimizer.learning_rate, float)
+
+
+def test_a_misspelt_field_is_named_with_the_nearest_one():
+    check_field("optimizer.learning_rate")
+    check_field("model.kwargs.anything")
+    with pytest.raises(UserError, match="no field optimzer.learning_rate; did you mean optimizer"):
+        check_field("optimzer.learning_rate")
+    with pytest.raises(UserError, match="no field model.name.x"):
+        check_field("model.name.x")
+
+
+def test_differences_name_each_field():
+    before, after = Config(epochs=3), Config(epochs=4)
+    after.model.kwargs.rate = 0.5
+    assert differences(to_dict(before), to_dict(after)) == [
+        "epochs: 3 -> 4",
+        "model.kwargs.rate: 'absent' -> 0.5",
+    ]

@@ -1,0 +1,72 @@
+"""Multilayer perceptrons on MNIST and CIFAR-10, the baselines without convolutions.
+
+Sizes as in the notebooks this project grew from; weights start as in Keras (Glorot and Bengio
+2010, uniform; biases zero).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from flaxcnn.layers import Activation, Dropout, GaussianDropout, GaussianNoise, get_activation
+from flaxcnn.models.images import check_images
+from flaxcnn.models.variant import Variant
+
+
+class MLP(nn.Module):
+    """Dense layers of the widths in `hidden`, then a linear classifier.
+
+    Optional noise in training: `noise` is the standard deviation added to the images,
+    `gaussian_dropout` and `dropout` are rates after each hidden layer, in this order.
+    """
+
+    num_classes: int
+    hidden: tuple[int, ...]
+    activation: str | Activation = "relu"
+    noise: float = 0.0
+    gaussian_dropout: float = 0.0
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images [N, H, W, C] to float32 logits [N, num_classes]."""
+        check_images(images, 1, self)
+        activation = get_activation(self.activation)
+        glorot = nn.initializers.glorot_uniform()
+        x = GaussianNoise(self.noise, self.axis_name, name="noise")(images, train=train)
+        x = x.reshape(x.shape[0], -1)
+        for i, width in enumerate(self.hidden, 1):
+            dense = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name=f"fc{i}")
+            x = activation(dense(x))
+            x = GaussianDropout(
+                self.gaussian_dropout, self.axis_name, name=f"fc{i}_gaussian_dropout"
+            )(x, train=train)
+            x = Dropout(self.dropout, self.axis_name, name=f"fc{i}_dropout")(x, train=train)
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, kernel_init=glorot, name="classifier")(x)
+        return x.astype(jnp.float32)
+
+
+VARIANTS = {
+    "mnist_mlp_512": Variant(
+        network=MLP,
+        kwargs={"num_classes": 10, "hidden": (512, 512)},
+        input_shape=(28, 28, 1),
+        params=669_706,
+        macs=668_672,
+        paper="seed notebook",
+        year=2017,
+    ),
+    "cifar_mlp": Variant(
+        network=MLP,
+        kwargs={"num_classes": 10, "hidden": (1024, 256)},
+        input_shape=(32, 32, 3),
+        params=3_411_722,
+        macs=3_410_432,
+        paper="seed notebook",
+        year=2017,
+    ),
+}

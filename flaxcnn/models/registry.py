@@ -1,0 +1,49 @@
+"""Networks by name."""
+
+import dataclasses
+import difflib
+import fnmatch
+from typing import Any
+
+from flax import linen as nn
+
+from flaxcnn.errors import UserError
+from flaxcnn.models import lenet, mlp, small_cnn
+from flaxcnn.models.variant import Variant
+
+VARIANTS: dict[str, Variant] = {**lenet.VARIANTS, **mlp.VARIANTS, **small_cnn.VARIANTS}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the networks that match a shell pattern such as "mnist_*", sorted."""
+    return sorted(fnmatch.filter(VARIANTS, pattern))
+
+
+def variant(name: str) -> Variant:
+    """Looks up what is known of a network: its arguments, input and size.
+
+    Raises UserError with the closest names if there is no such network.
+    """
+    if name not in VARIANTS:
+        close = difflib.get_close_matches(name, VARIANTS, cutoff=0.4)
+        hint = f"did you mean {', '.join(close)}?" if close else "see flaxcnn.list_models()"
+        raise UserError(f"unknown model {name!r}: {hint}")
+    return VARIANTS[name]
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """Makes the named network, with `kwargs` in the place of its own arguments.
+
+    Every network takes `num_classes` (0: features in the place of logits), `dtype` (of the
+    computation; parameters and logits stay float32) and `axis_name` (the `pmap` axis over which
+    batch statistics are global). Raises UserError for an unknown name or argument.
+    """
+    chosen = variant(name)
+    fields = dataclasses.fields(chosen.network)  # pyright: ignore[reportArgumentType]
+    known = [field.name for field in fields if field.name not in ("parent", "name")]
+    for argument in kwargs:
+        if argument not in known:
+            raise UserError(
+                f"model {name!r} has no argument {argument!r}: it takes {', '.join(known)}"
+            )
+    return chosen.network(**{**chosen.kwargs, **kwargs})

@@ -1,0 +1,26 @@
+"""What the registry knows about a named network."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A network with the arguments that give it a public name, and the size it then has.
+
+    Sizes hold for `input_shape` (height, width, channels) and the arguments in `kwargs`: `params`
+    counts trainable values, `statistics` the running means and variances of BatchNorm, `macs` the
+    multiply-adds of convolutions and dense layers for one image.
+    """
+
+    network: type[nn.Module]
+    kwargs: Mapping[str, Any]
+    input_shape: tuple[int, int, int]
+    params: int
+    macs: int
+    paper: str
+    year: int
+    statistics: int = 0

@@ -1,0 +1,43 @@
+import jax.numpy as jnp
+import pytest
+
+import flaxcnn
+from flaxcnn.errors import UserError
+from flaxcnn.models import MLP, SmallCNN, create_model, list_models, variant
+
+
+def test_names_are_sorted_and_filtered():
+    names = list_models()
+    assert names == sorted(names) and len(names) == len(set(names)) >= 15
+    assert list_models("lenet*") == ["lenet5_1998", "lenet5_dense", "lenet_caffe"]
+    assert list_models("*bn") == ["cifar_cnn_5x5_bn"]
+    assert list_models("nothing*") == []
+
+
+def test_arguments_take_the_place_of_the_variant_s():
+    assert create_model("mnist_mlp_512") == MLP(num_classes=10, hidden=(512, 512))
+    model = create_model("mnist_cnn_220k", num_classes=3, dtype=jnp.bfloat16, dropout=0.1)
+    assert isinstance(model, SmallCNN)
+    assert (model.num_classes, model.dtype, model.dropout) == (3, jnp.bfloat16, 0.1)
+    assert model.hidden == (64,)
+    assert variant("mnist_cnn_220k").kwargs["num_classes"] == 10
+
+
+def test_an_unknown_model_is_told_with_the_closest():
+    with pytest.raises(UserError, match=r"^unknown model 'lenet5_dens': did you mean lenet5_dense"):
+        create_model("lenet5_dens")
+    with pytest.raises(UserError, match=r"^unknown model '\?': see flaxcnn.list_models\(\)$"):
+        variant("?")
+
+
+def test_an_unknown_argument_is_told_with_the_network_s_own():
+    with pytest.raises(UserError) as error:
+        create_model("mnist_mlp_512", droput=0.5)
+    assert str(error.value) == (
+        "model 'mnist_mlp_512' has no argument 'droput': it takes num_classes, hidden, "
+        "activation, noise, gaussian_dropout, dropout, dtype, axis_name"
+    )
+
+
+def test_package_exports():
+    assert flaxcnn.create_model is create_model and flaxcnn.list_models is list_models

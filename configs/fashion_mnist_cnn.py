@@ -1,0 +1,16 @@
+"""Fashion-MNIST with the CNN of Geron, Hands-On Machine Learning (2019), chapter 14 (92 % there).
+
+python train.py --config configs/fashion_mnist_cnn.py
+"""
+
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    """Ten epochs of Adam with a one-cycle schedule."""
+    return Config(
+        model=ModelConfig(name="fashion_mnist_cnn_geron"),
+        data=DataConfig(source="tfds:fashion_mnist", batch_size=128, validation=0.05),
+        optimizer=OptimizerConfig(name="adam", learning_rate=0.001, schedule="one_cycle"),
+        epochs=10,
+    )

@@ -1,0 +1,16 @@
+"""MNIST with the 220,234-parameter CNN of the seed notebook (99.20 % there, on a Colab GPU).
+
+python train.py --config configs/mnist_cnn.py
+"""
+
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    """Ten epochs of Adam with a one-cycle schedule."""
+    return Config(
+        model=ModelConfig(name="mnist_cnn_220k"),
+        data=DataConfig(source="tfds:mnist", batch_size=64, validation=0.05),
+        optimizer=OptimizerConfig(name="adam", learning_rate=0.002, schedule="one_cycle"),
+        epochs=10,
+    )

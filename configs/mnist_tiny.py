@@ -1,0 +1,18 @@
+"""MNIST with fewer than 10,000 parameters.
+
+python train.py --config configs/mnist_tiny.py
+"""
+
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    """Twenty epochs of Adam with a one-cycle schedule and averaged weights."""
+    return Config(
+        model=ModelConfig(name="mnist_tiny"),
+        data=DataConfig(source="tfds:mnist", batch_size=64, validation=0.05),
+        optimizer=OptimizerConfig(
+            name="adam", learning_rate=0.01, schedule="one_cycle", ema_decay=0.999
+        ),
+        epochs=20,
+    )

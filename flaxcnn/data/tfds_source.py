@@ -1,0 +1,144 @@
+"""tensorflow-datasets, and the only file that knows of it. Reading never imports TensorFlow."""
+
+import difflib
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from flaxcnn.data.images import ImageFormat, fit_image
+from flaxcnn.data.splits import Opened, Records
+from flaxcnn.errors import UserError
+
+
+@dataclass(frozen=True)
+class TfdsRecords:
+    """One split of a prepared set. `source` yields encoded images; `title` names it in errors."""
+
+    source: Any
+    title: str
+    format: ImageFormat
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray | UserError, int]]:
+        """See `flaxcnn.data.splits.Records`."""
+        examples = self.source.__getitems__([int(index) for index in indices])
+        for index, example in zip(indices, examples, strict=True):
+            image = _decode(example["image"], self.format)
+            if image is None:
+                image = UserError(f"{self.title}: image {index} is damaged")
+            yield image, int(example["label"])
+
+
+def _decode(encoded: bytes, image_format: ImageFormat) -> np.ndarray | None:
+    # As tfds itself decodes: a note of the camera's orientation does not count.
+    mode = cv2.IMREAD_GRAYSCALE if image_format.channels == 1 else cv2.IMREAD_COLOR
+    buffer = np.frombuffer(encoded, np.uint8)
+    image = cv2.imdecode(buffer, mode | cv2.IMREAD_IGNORE_ORIENTATION) if len(buffer) else None
+    if image is None:
+        return None
+    if image_format.channels == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return fit_image(image, *image_format)
+
+
+def open_tfds(name: str, image_format: ImageFormat) -> Opened:
+    """The classes and splits of the set that tfds knows as `name`.
+
+    The data directory is TFDS_DATA_DIR, or tfds's own default. A set that is not there yet is
+    downloaded and prepared if TensorFlow is installed. Raises UserError if it is not, for an
+    unknown set, one without image and label, or images of several sizes and none in the format.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _make_builder(name)
+    features = builder.info.features
+    columns = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = columns.get("image"), columns.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        raise UserError(
+            f"data.source: tfds:{name} is not a set of images with a label; it has "
+            f"{', '.join(columns) or 'no named features'}"
+        )
+    image_shape = _find_shape(name, image, image_format)
+    _prepare(name, builder)
+    full = ImageFormat(image_shape[:2], image_format.resize, image_shape[2])
+    # Every image feature stays encoded: ours to be decoded here, the others because none asks.
+    skip = {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in columns.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    records: dict[str, Records] = {}
+    for split in ("train", "validation", "test"):
+        if split in builder.info.splits:
+            try:
+                source = builder.as_data_source(split, decoders=skip)
+            except NotImplementedError as error:  # prepared earlier, in a format read in order only
+                raise UserError(
+                    f"tfds:{name} in {builder.data_dir} is stored as "
+                    f"{builder.info.file_format.value}; prepare it again in another TFDS_DATA_DIR"
+                ) from error
+            records[split] = TfdsRecords(source, f"tfds:{name} {split}", full)
+    if "train" not in records:
+        raise UserError(
+            f"data.source: tfds:{name} has no train split; it has {', '.join(builder.info.splits)}"
+        )
+    return Opened(tuple(label.names), image_shape, records)
+
+
+def _make_builder(name: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        # tfds reads TFDS_DATA_DIR when it is imported; later changes count here too.
+        return tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
+    except tfds.core.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"data.source: tfds knows no set named {name}{hint}") from error
+    except ImportError as error:
+        raise UserError(
+            f"data.source: tfds:{name} needs a package that is missing ({error.name}); "
+            "pip install 'flaxcnn[prepare]' brings TensorFlow"
+        ) from error
+    except Exception as error:  # wrong version, config or spelling: tfds tells it in the first line
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"data.source: tfds:{name} cannot be opened: {reason}") from error
+
+
+def _find_shape(name: str, feature: Any, image_format: ImageFormat) -> tuple[int, int, int]:
+    height, width, channels = feature.shape
+    if np.dtype(feature.np_dtype) != np.uint8 or channels not in (1, 3, None):
+        raise UserError(
+            f"data.source: tfds:{name} has images of {channels} channels of "
+            f"{np.dtype(feature.np_dtype)}; only uint8 with 1 or 3 channels can be used"
+        )
+    if image_format.size:
+        height, width = image_format.size
+    elif height is None or width is None:
+        raise UserError(f"data.source: images of tfds:{name} differ in size: set data.image_size")
+    channels = image_format.channels or channels
+    if channels is None:
+        raise UserError(f"data.source: tfds:{name} has grey and RGB images: set data.channels")
+    return height, width, channels
+
+
+def _prepare(name: str, builder: Any) -> None:
+    if builder.info.splits:  # empty until the set is prepared
+        return
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"tfds:{name} is not prepared in {builder.data_dir}, which takes TensorFlow once: "
+            "pip install 'flaxcnn[prepare]', or set TFDS_DATA_DIR to where it is prepared"
+        )
+    builder.download_and_prepare(file_format="array_record")

@@ -1,0 +1,98 @@
+"""The reproducibility test that users run: 50 steps that must give the recorded bits.
+
+Bits depend on the jaxlib, the machine type and the number of XLA's threads, so the hashes in
+golden/digits.json are kept per (jaxlib, machine type) and the steps run with one thread (`NPROC=1`)
+on the CPU. Where the pair is unknown, the loss curve is compared within a tolerance instead.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from flaxcnn.doctor import machine_type
+from flaxcnn.errors import UserError
+
+GOLDEN_FILE = Path(__file__).parent / "golden" / "digits.json"
+STEPS = 50
+# Between jaxlibs and machine types the losses were seen to differ by less than 1e-5 (docs/results.md).
+TOLERANCE = 1e-3
+
+
+def reproduce(*, record: bool = False) -> int:
+    """Runs the 50 steps and prints what agrees; exit status 0 if they agree, 1 if not.
+
+    With `record` the result is written into the golden file instead: for a new jaxlib or machine.
+    """
+    jaxlib = importlib.metadata.version("jaxlib")
+    pair = f"jaxlib {jaxlib}, {machine_type()}"
+    measured = _run_with_one_thread()
+    golden = json.loads(GOLDEN_FILE.read_text()) if GOLDEN_FILE.exists() else {"sha256": {}}
+    if record:
+        golden["losses"] = golden.get("losses", measured["losses"])
+        golden["sha256"][pair] = measured["sha256"]
+        GOLDEN_FILE.parent.mkdir(exist_ok=True)
+        GOLDEN_FILE.write_text(json.dumps(golden, indent=2) + "\n")
+        print(f"recorded {measured['sha256']} for {pair} in {GOLDEN_FILE}")
+        return 0
+    difference = max(
+        abs(ours - theirs) / theirs
+        for ours, theirs in zip(measured["losses"], golden["losses"], strict=True)
+    )
+    print(f"{STEPS} steps on digits, NPROC=1, {pair}")
+    print(f"loss curve: largest relative difference {difference:.2e} (tolerance {TOLERANCE:g})")
+    print(f"sha256 {measured['sha256']}")
+    expected = golden["sha256"].get(pair)
+    if expected is None:
+        agrees = difference <= TOLERANCE
+        print("no hash is recorded for this jaxlib and machine type: the loss curve decides")
+    else:
+        agrees = measured["sha256"] == expected
+        print("the recorded hash" if agrees else f"recorded {expected}")
+    print("reproduced" if agrees else "NOT reproduced; see `flaxcnn doctor`")
+    return 0 if agrees else 1
+
+
+def _run_with_one_thread() -> dict[str, Any]:
+    """The steps in a process of their own: XLA reads NPROC and its flags once, at its start."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
+    environment |= {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
+    finished = subprocess.run(
+        [sys.executable, "-m", "flaxcnn.reproduce"], env=environment, capture_output=True, text=True
+    )
+    if finished.returncode:
+        raise UserError(f"the 50 steps failed: {finished.stderr.strip().splitlines()[-1]}")
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def train_fixed_steps() -> dict[str, Any]:
+    """Losses, the means of 5 steps each, and the SHA-256 of the final parameters."""
+    from flaxcnn.training.config import Config, DataConfig, ModelConfig, OptimizerConfig
+    from flaxcnn.training.experiment import Experiment, find_facts, load_data
+    from flaxcnn.training.state import hash_tree
+
+    config = Config(
+        model=ModelConfig(name="digits_cnn"),
+        data=DataConfig(source="digits", batch_size=32),
+        optimizer=OptimizerConfig(name="adam", learning_rate=0.003, schedule="constant"),
+        epochs=2,
+        steps_per_call=5,
+    )
+    dataset = load_data(config)
+    experiment = Experiment(config, find_facts(config, dataset), dataset)
+    feeder = experiment.feeder(dataset.splits["train"])
+    call = experiment.train_call(feeder)
+    state, losses = experiment.initial_state(), []
+    for items in feeder.feed(experiment.plan):
+        state, metrics = call(state, feeder.arrays, items, 1.0)
+        losses.append(float(metrics["loss"]))
+        if int(state.step) == STEPS:
+            break
+    return {"losses": losses, "sha256": hash_tree((state.params, state.batch_stats))}
+
+
+if __name__ == "__main__":
+    print(json.dumps(train_fixed_steps()))

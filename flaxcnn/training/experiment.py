@@ -1,0 +1,264 @@
+"""From a config to the parts of a run: data, network, task, optimizer, compiled calls."""
+
+import dataclasses
+import functools
+from functools import cached_property
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from flaxcnn.data.feeders import EvalPlan, Resident, Streaming, TrainPlan
+from flaxcnn.data.sources import Dataset, compute_normalization, load_dataset
+from flaxcnn.data.splits import ArraySplit, Split
+from flaxcnn.models.registry import create_model
+from flaxcnn.tasks.classification import Classification
+from flaxcnn.tasks.losses import make_loss
+from flaxcnn.training.config import Config, to_dict
+from flaxcnn.training.optim import make_optimizer
+from flaxcnn.training.schedules import make_schedule
+from flaxcnn.training.sharding import check_divisible, make_parallel
+from flaxcnn.training.state import TrainState, make_state
+from flaxcnn.training.step import make_eval_call, make_preprocess, make_train_call, make_train_step
+from flaxcnn.training.workdir import Workdir
+
+# Multiply-adds per second that a call is planned with, for about half a second of work. Fixed
+# numbers and no clock: the steps per call decide the bits of the result.
+_PLANNED_RATE = {"cpu": 2e10, "gpu": 2e13, "tpu": 2e13}
+_STREAMED_BYTES_PER_CALL = 2**28
+
+
+@dataclasses.dataclass
+class Facts:
+    """What a run found out at its start, saved as run.json so that it never changes after.
+
+    `mean` and `std` are per channel, of the training split's pixels scaled to 0..1.
+    """
+
+    class_names: list[str]
+    image_shape: list[int]  # height, width, channels
+    examples: dict[str, int]  # per split
+    skipped: int  # damaged images left out
+    mean: list[float]
+    std: list[float]
+    parameters: int
+    steps_per_call: int
+
+
+@dataclasses.dataclass
+class Experiment:
+    """A config with its data and facts; the parts are made when first used."""
+
+    config: Config
+    facts: Facts
+    dataset: Dataset
+
+    @cached_property
+    def parallel(self):
+        """How calls are compiled and arrays placed."""
+        return make_parallel(self.config.parallel)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network, with one output per class unless the config says otherwise."""
+        return make_model(self.config, self.facts.class_names, self.parallel.axis_name)
+
+    @cached_property
+    def task(self) -> Classification:
+        """Loss, metrics and predictions."""
+        return make_task(self.config, self.facts.class_names)
+
+    @cached_property
+    def plan(self) -> TrainPlan:
+        """Which examples each call of the run sees."""
+        return TrainPlan(
+            num_examples=self.facts.examples["train"],
+            batch_size=self.config.data.batch_size,
+            steps_per_call=self.facts.steps_per_call,
+            epochs=self.config.epochs,
+            seed=self.config.seed,
+        )
+
+    @cached_property
+    def schedule(self) -> optax.Schedule:
+        """Learning rate by step."""
+        return make_schedule(self.config.optimizer, self.plan.steps_per_epoch, self.config.epochs)
+
+    @cached_property
+    def tx(self) -> optax.GradientTransformation:
+        """The optimizer."""
+        return make_optimizer(self.config.optimizer, self.schedule)
+
+    @cached_property
+    def preprocess(self):
+        """uint8 images -> normalised float32."""
+        return make_preprocess(self.facts.mean, self.facts.std)
+
+    def initial_state(self) -> TrainState:
+        """The run at step 0, a pure function of the config's seed."""
+        return self._make_state(self.model, self.tx)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of the state."""
+        # The parts are made out here: what is cached must not hold values of a trace.
+        return jax.eval_shape(functools.partial(self._make_state, self.model, self.tx))
+
+    def _make_state(self, model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
+        seed, ema = self.config.seed, self.config.optimizer.ema_decay > 0
+        return make_state(model, tx, tuple(self.facts.image_shape), seed=seed, ema=ema)
+
+    def feeder(self, split: Split) -> Resident | Streaming:
+        """The split on the device, or streamed where it was too large to be kept in memory."""
+        data = self.config.data
+        in_memory = isinstance(split, ArraySplit)
+        if data.feeder == "resident" or (data.feeder == "auto" and in_memory):
+            return Resident(split)
+        return Streaming(split, data.workers)
+
+    def train_call(self, feeder: Resident | Streaming):
+        """Compiled: (state, arrays, items, lr_scale) -> (state, metrics)."""
+        step = make_train_step(
+            self.model,
+            self.task,
+            self.tx,
+            self.preprocess,
+            accumulate=self.config.optimizer.accumulate,
+            ema_decay=self.config.optimizer.ema_decay,
+            axis_name=self.parallel.axis_name,
+        )
+        return self.parallel.compile_train(make_train_call(step, feeder.batch))
+
+    def evaluator(self, split: Split) -> "Evaluator":
+        """Exact evaluation on `split`."""
+        return Evaluator(self, split)
+
+
+class Evaluator:
+    """Runs a network over one split: every example once, the last batch padded and masked."""
+
+    def __init__(self, experiment: Experiment, split: Split):
+        config, self._parallel = experiment.config, experiment.parallel
+        self._feeder = experiment.feeder(split)
+        self._examples = len(split)
+        self._plan = EvalPlan(
+            len(split), config.data.eval_batch_size, experiment.facts.steps_per_call
+        )
+        self._arrays = self._parallel.replicate(self._feeder.arrays)
+        self._call = self._parallel.compile_eval(
+            make_eval_call(
+                experiment.model, experiment.task, experiment.preprocess, self._feeder.batch
+            )
+        )
+
+    def __call__(self, variables: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Means over the split, and per example its true_label, label and probability [N]."""
+        outputs = []
+        for index, items in enumerate(self._feeder.feed(self._plan)):
+            items = self._parallel.split((items, self._plan.mask(index)))
+            outputs.append(jax.device_get(self._call(variables, self._arrays, items)))
+        flat = {
+            name: np.concatenate([o[name].reshape(-1) for o in outputs])[: self._examples]
+            for name in outputs[0]
+        }
+        examples = {name: flat.pop(name) for name in ("true_label", "label", "probability")}
+        means = {name: float(np.mean(v, dtype=np.float64)) for name, v in flat.items()}
+        return means, examples
+
+
+def make_model(config: Config, class_names: list[str], axis_name: str | None) -> nn.Module:
+    """The config's network, with one output per class unless `model.kwargs` says otherwise."""
+    kwargs = {
+        "num_classes": len(class_names),
+        **config.model.kwargs,
+        "dtype": jnp.dtype(config.precision),
+        "axis_name": axis_name,
+    }
+    return create_model(config.model.name, **kwargs)
+
+
+def make_task(config: Config, class_names: list[str]) -> Classification:
+    """The config's task on these classes."""
+    loss = make_loss(
+        name=config.loss.name,
+        label_smoothing=config.loss.label_smoothing,
+        focal_gamma=config.loss.focal_gamma,
+    )
+    return Classification(tuple(class_names), loss)
+
+
+def load_data(config: Config) -> Dataset:
+    """The config's data set."""
+    data = config.data
+    return load_dataset(
+        data.source,
+        image_size=data.image_size,
+        resize=data.resize,
+        channels=data.channels,
+        split=data.split,
+        validation=data.validation,
+        seed=config.seed,
+        on_bad_image=data.on_bad_image,
+        resident_limit=data.resident_limit,
+    )
+
+
+def make_experiment(config: Config, workdir: Workdir) -> Experiment:
+    """The run of `workdir`: its facts are found on the first start and read on later ones.
+
+    Everything the config can get wrong has been tried before the first file is written.
+    """
+    if workdir.has("run"):
+        return Experiment(config, Facts(**workdir.read("run")), load_data(config))
+    # The optimizer's mistakes are told before a large data set is read; any epoch length will do.
+    make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000, config.epochs))
+    dataset = load_data(config)
+    experiment = Experiment(config, find_facts(config, dataset), dataset)
+    workdir.write("config", to_dict(config))
+    workdir.write("run", dataclasses.asdict(experiment.facts))
+    return experiment
+
+
+def find_facts(config: Config, dataset: Dataset) -> Facts:
+    """Measures the training split and the network. Raises UserError where they do not fit."""
+    parallel = make_parallel(config.parallel)
+    batch = config.data.batch_size
+    check_divisible("data.batch_size", batch, parallel.num_devices, config.optimizer.accumulate)
+    check_divisible("data.eval_batch_size", config.data.eval_batch_size, parallel.num_devices)
+    task = make_task(config, list(dataset.class_names))
+    model = make_model(config, list(dataset.class_names), None)
+    state = jax.eval_shape(
+        lambda: make_state(model, optax.identity(), dataset.image_shape, seed=0, ema=False)
+    )
+    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+    traced = forward.trace(state.variables, images)
+    task.check_outputs(traced.out_info.shape[-1])
+    steps_per_epoch = max(1, len(dataset.splits["train"]) // batch)
+    flops = traced.lower(lowering_platforms=("cpu",)).cost_analysis()["flops"]
+    planned = _plan_steps_per_call(
+        macs=3 * batch * flops / 2,  # forward, gradient of the input, gradient of the kernel
+        streamed_bytes=batch * int(np.prod(dataset.image_shape)),
+        steps_per_epoch=steps_per_epoch,
+    )
+    mean, std = compute_normalization(dataset.splits["train"])
+    return Facts(
+        class_names=list(dataset.class_names),
+        image_shape=list(dataset.image_shape),
+        examples={name: len(split) for name, split in dataset.splits.items()},
+        skipped=dataset.skipped,
+        mean=mean.tolist(),
+        std=std.tolist(),
+        parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params)),
+        steps_per_call=config.steps_per_call or planned,
+    )
+
+
+def _plan_steps_per_call(macs: float, streamed_bytes: int, steps_per_epoch: int) -> int:
+    """Steps for about half a second, in calls of equal length where an epoch allows it."""
+    rate = _PLANNED_RATE.get(jax.default_backend(), _PLANNED_RATE["gpu"])
+    most = min(rate / 2 / macs, _STREAMED_BYTES_PER_CALL / streamed_bytes, 100)
+    calls = -(-steps_per_epoch // max(1, int(most)))
+    return -(-steps_per_epoch // calls)

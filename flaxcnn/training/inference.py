@@ -1,0 +1,104 @@
+"""A finished or stopped run as a function: its network and the variables of one checkpoint."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from flaxcnn.data.images import read_image
+from flaxcnn.errors import UserError
+from flaxcnn.tasks.classification import Classification
+from flaxcnn.training.checkpoint import Checkpoints
+from flaxcnn.training.config import Config
+from flaxcnn.training.experiment import Experiment, Facts, load_data, make_model, make_task
+from flaxcnn.training.optim import make_optimizer
+from flaxcnn.training.state import make_state
+from flaxcnn.training.step import make_preprocess
+from flaxcnn.training.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """The network of a run with the variables saved at `step`."""
+
+    config: Config
+    facts: Facts
+    step: int
+    model: nn.Module
+    task: Classification
+    variables: Any
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, C] of the run's own shape -> float32 [N, classes]."""
+        preprocess = make_preprocess(self.facts.mean, self.facts.std)
+
+        @jax.jit
+        def forward(variables, images):
+            logits = self.model.apply(variables, preprocess(images), train=False)
+            return self.task.probabilities(logits)
+
+        return np.asarray(forward(self.variables, images))
+
+    def read_images(self, files: Sequence[str], resize: str | None = None) -> np.ndarray:
+        """Image files -> uint8 [N, H, W, C] as the run saw its own.
+
+        Without `resize` ("crop", "stretch" or "pad") images are brought to size as the config
+        says; where it gives no size they must have the run's. Raises UserError naming the file.
+        """
+        height, width, channels = self.facts.image_shape
+        policy = resize or (self.config.data.resize if self.config.data.image_size else None)
+        images = []
+        for file in files:
+            image = read_image(file, (height, width) if policy else (), policy or "crop", channels)
+            if image.shape != (height, width, channels):
+                raise UserError(
+                    f"{file} is {image.shape[1]}x{image.shape[0]} and the run's images are "
+                    f"{width}x{height}: resize it, or give --resize crop, stretch or pad"
+                )
+            images.append(image)
+        return np.stack(images)
+
+    def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Exact metrics and per-example predictions on a split of the run's data set.
+
+        Raises UserError if the set has no such split.
+        """
+        experiment = Experiment(self.config, self.facts, load_data(self.config))
+        splits = experiment.dataset.splits
+        if split not in splits:
+            raise UserError(f"{self.config.data.source} has no {split} split: {', '.join(splits)}")
+        variables = experiment.parallel.replicate(self.variables)
+        return experiment.evaluator(splits[split])(variables)
+
+
+def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
+    """The run in folder `path` at its "best" checkpoint (by validation metric) or its "last".
+
+    Raises UserError if there is no run, no checkpoint yet, or the checkpoint is damaged.
+    """
+    workdir = Workdir(path)
+    config, facts = workdir.config(), Facts(**workdir.read("run"))
+    keep = config.checkpoint
+    checkpoints = Checkpoints(workdir.checkpoints, keep.keep_last, keep.keep_best, config.monitor)
+    step = checkpoints.best_step() if checkpoint == "best" else max(checkpoints.steps, default=None)
+    if step is None:
+        raise UserError(f"{path} has no checkpoint yet")
+    model = make_model(config, facts.class_names, None)
+    tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
+    abstract = jax.eval_shape(
+        lambda: make_state(
+            model,
+            tx,
+            tuple(facts.image_shape),
+            seed=config.seed,
+            ema=config.optimizer.ema_decay > 0,
+        )
+    )
+    state, _ = checkpoints.restore(step, abstract)
+    checkpoints.close()
+    task = make_task(config, facts.class_names)
+    return TrainedRun(config, facts, step, model, task, state.variables)

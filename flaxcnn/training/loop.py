@@ -1,0 +1,209 @@
+"""The training loop: `run(config, workdir)` starts a run, or goes on with the one in the folder."""
+
+import signal
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flaxcnn import doctor
+from flaxcnn.errors import UserError
+from flaxcnn.training.checkpoint import Checkpoints, History
+from flaxcnn.training.config import Config, validate
+from flaxcnn.training.experiment import Experiment, make_experiment
+from flaxcnn.training.logging import Logger
+from flaxcnn.training.report import print_result, report_run
+from flaxcnn.training.schedules import plateau_scale, should_stop
+from flaxcnn.training.state import TrainState
+from flaxcnn.training.workdir import Workdir
+
+
+def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
+    """Trains `config` in the folder `workdir`, from where the run in it stopped.
+
+    Returns what is in result.json, or None if a SIGTERM or Ctrl-C asked the run to stop: it is
+    then saved. A finished run only prints its result again.
+    Raises UserError for what the user has to change: a wrong field, missing data, a folder that
+    belongs to another config, a full disk, a loss that is no longer finite.
+    """
+    validate(config)
+    folder = Workdir(workdir)
+    with folder.claim(config), _StopSignal() as stop:
+        if folder.has("result"):
+            print(f"{folder.path} holds this run, finished; its result:")
+            print_result(folder)
+            return folder.read("result")
+        for warning in doctor.warnings():
+            print(f"WARNING: {warning}", file=sys.stderr)
+        experiment = make_experiment(config, folder)
+        folder.write("environment", doctor.environment())
+        keep = config.checkpoint
+        checkpoints = Checkpoints(
+            folder.checkpoints, keep.keep_last, keep.keep_best, config.monitor
+        )
+        try:
+            state = _train(experiment, folder, checkpoints, stop)
+        finally:
+            checkpoints.close()
+        if state is None:
+            print(f"stopped at a saved step; to go on, run the same command again ({folder.path})")
+            return None
+        report_run(experiment, folder, state)
+        print_result(folder)
+        return folder.read("result")
+
+
+class _StopSignal:
+    """Turns the first SIGTERM or Ctrl-C into a request that the loop answers between calls.
+
+    A second one acts as it would have without us.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopSignal":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def _request(self, number: int, frame: types.FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+
+def _train(
+    experiment: Experiment, folder: Workdir, checkpoints: Checkpoints, stop: _StopSignal
+) -> TrainState | None:
+    """The final state, or None when stopped by a signal (the state is then saved)."""
+    parallel, plan = experiment.parallel, experiment.plan
+    step, state, history = _restore_or_start(experiment, checkpoints)
+    if step == plan.total_steps:
+        return state
+    loop = _Loop(experiment, history, parallel.replicate(state))
+    with Logger(folder, step, plan.total_steps) as logger:
+        for end_of_call in loop.calls(step, logger):
+            saved = end_of_call == step
+            if end_of_call % plan.steps_per_epoch == 0:
+                loop.validate(end_of_call, logger)
+                loop.save(checkpoints, end_of_call, validated=True)
+                saved = True
+                if loop.finished_early():
+                    break
+            elif loop.save_is_due(end_of_call):
+                loop.save(checkpoints, end_of_call, validated=False)
+                saved = True
+            if stop.requested and end_of_call < plan.total_steps:
+                if not saved:
+                    loop.save(checkpoints, end_of_call, validated=False)
+                return None
+    return parallel.unreplicate(loop.state)
+
+
+def _restore_or_start(
+    experiment: Experiment, checkpoints: Checkpoints
+) -> tuple[int, TrainState, History]:
+    restored = checkpoints.restore_latest(experiment.abstract_state())
+    if restored is None:
+        return 0, experiment.initial_state(), []
+    print(f"going on from step {restored[0]} of {experiment.plan.total_steps}")
+    return restored
+
+
+class _Loop:
+    """The state on the devices and what moves it: calls, validation, saving."""
+
+    def __init__(self, experiment: Experiment, history: History, state: TrainState):
+        self.experiment, self.history, self.state = experiment, history, state
+        splits = experiment.dataset.splits
+        self._feeder = experiment.feeder(splits["train"])
+        self._call = experiment.train_call(self._feeder)
+        self._evaluate: Callable | None = None
+        if "validation" in splits:
+            self._evaluate = experiment.evaluator(splits["validation"])
+
+    def calls(self, step: int, logger: Logger):
+        """Runs the plan's calls from `step` on; yields the step that each one ends at.
+
+        The items of the next call are loaded while the devices work on this one.
+        """
+        parallel, plan = self.experiment.parallel, self.experiment.plan
+        arrays = parallel.replicate(self._feeder.arrays)
+        first_call = plan.call_at(step)
+        feed = self._feeder.feed(plan, first_call)
+        items = parallel.split(next(feed))
+        for call in range(first_call, len(plan)):
+            start, end = plan.first_step(call), plan.first_step(call + 1)
+            self.state, metrics = self._call(self.state, arrays, items, self._lr_scale())
+            if call + 1 < len(plan):
+                items = parallel.split(next(feed))
+            self._log(logger, start, end, jax.device_get(metrics))
+            yield end
+        feed.close()
+
+    def _lr_scale(self) -> float:
+        optimizer = self.experiment.config.optimizer
+        if optimizer.schedule != "plateau":
+            return 1.0
+        losses = [row["loss"] for row in self.history]
+        return plateau_scale(losses, optimizer.patience, optimizer.decay_rate)
+
+    def _log(self, logger: Logger, start: int, end: int, metrics: dict[str, Any]) -> None:
+        plan = self.experiment.plan
+        row = {name: float(value) for name, value in metrics.items()}
+        if not all(map(_is_finite, row.values())):
+            raise UserError(
+                f"the loss is not finite between steps {start} and {end}: lower "
+                "optimizer.learning_rate or set optimizer.clip_norm, in another --workdir"
+            )
+        rate = float(self.experiment.schedule(end - 1)) * self._lr_scale()
+        where = {"step": end, "epoch": end / plan.steps_per_epoch}
+        images = (end - start) * plan.batch_size
+        logger.log_train({**where, **row, "learning_rate": rate}, end - start, images)
+
+    def validate(self, step: int, logger: Logger) -> None:
+        """Measures the validation split and adds a row to the history."""
+        if self._evaluate is None:
+            return
+        metrics, _ = self._evaluate(self.state.variables)
+        epoch = step // self.experiment.plan.steps_per_epoch
+        row = {"step": step, "epoch": epoch, **metrics}
+        self.history.append(row)
+        shown = " · ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        logger.log_validation(row, f"epoch {epoch}: validation {shown}")
+
+    def finished_early(self) -> bool:
+        """Whether `early_stopping` epochs have passed without a better `monitor`."""
+        config = self.experiment.config
+        values = [row[config.monitor] for row in self.history]
+        patience, higher = config.early_stopping, config.monitor == "accuracy"
+        return patience > 0 and should_stop(values, patience, higher_is_better=higher)
+
+    def save_is_due(self, step: int) -> bool:
+        """Whether the call that ends at `step` crossed a multiple of `checkpoint.every_steps`."""
+        every = self.experiment.config.checkpoint.every_steps
+        plan = self.experiment.plan
+        start = plan.first_step(plan.call_at(step) - 1)
+        return every > 0 and step // every > start // every
+
+    def save(self, checkpoints: Checkpoints, step: int, *, validated: bool) -> None:
+        """Saves the state at `step`; `validated` if the history's last row is of this step."""
+        state = self.experiment.parallel.unreplicate(self.state)
+        checkpoints.save(
+            step, state, self.history, validated=validated and self._evaluate is not None
+        )
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")

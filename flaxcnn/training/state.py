@@ -1,0 +1,79 @@
+"""All that a run is at one step: arrays only, so one call saves it."""
+
+import hashlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from flaxcnn.errors import UserError
+
+
+class TrainState(struct.PyTreeNode):
+    """What a step reads and writes.
+
+    `key` is a typed root key that is never advanced: step s draws from `fold_in(key, s)`, so what
+    it sees does not depend on where the run was started. `ema` is the exponential moving average
+    of `params`, or None.
+    """
+
+    step: jax.Array  # int32 [], optimizer updates done
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    ema: Any
+    key: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What inference uses: the averaged parameters where there are any."""
+        params = self.params if self.ema is None else self.ema
+        return {"params": params, "batch_stats": self.batch_stats}
+
+
+def make_state(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    *,
+    seed: int,
+    ema: bool,
+) -> TrainState:
+    """A run at step 0. Raises UserError if the network cannot take `image_shape` (H, W, C)."""
+    root_key = jax.random.key(seed)
+    init_key, noise_key = jax.random.split(root_key)
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    rngs = {"params": init_key, "dropout": noise_key}
+    try:
+        variables = jax.jit(lambda rngs, images: model.init(rngs, images, train=False))(
+            rngs, images
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        shape = "x".join(map(str, image_shape))
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"model.name: the network cannot take {shape} images: {reason}") from error
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(variables["params"]),
+        # A copy: the step donates its state, and one buffer cannot be donated twice.
+        ema=jax.tree.map(jnp.copy, variables["params"]) if ema else None,
+        key=root_key,
+    )
+
+
+def hash_tree(tree: Any) -> str:
+    """SHA-256 of every leaf's path, type, shape and bytes, in the order of the tree."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

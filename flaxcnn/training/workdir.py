@@ -1,0 +1,112 @@
+"""The folder of one run: what it holds, and whether a command may go on in it.
+
+config.json (what was asked for), run.json (what was found: classes, normalisation, steps per
+call), environment.json, metrics.jsonl, TensorBoard events, checkpoints/, and at the end result.json
+and the pictures. JSON files appear whole or not at all.
+"""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flaxcnn.errors import UserError
+from flaxcnn.training.config import Config, differences, from_dict, to_dict, validate
+
+
+class Workdir:
+    """Names of the files of the run in `path`. Making one changes nothing on disk."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.curves = self.path / "curves.png"
+        self.confusion_matrix = self.path / "confusion_matrix.png"
+        self.predictions = self.path / "predictions.png"
+
+    @contextmanager
+    def claim(self, config: Config) -> Iterator[None]:
+        """Creates the folder for `config` and locks it while the run uses it.
+
+        It belongs to `config` once run.json is there; a run that fails before leaves nothing.
+        Raises UserError if it belongs to another config, naming the fields that differ, if
+        another process is training in it, or if the disk fills up while the run uses it.
+        """
+        if self.has("run"):
+            lines = differences(to_dict(self.config()), to_dict(config))
+            if lines:
+                raise UserError(
+                    f"{self.path} holds a run with another config ({'; '.join(lines)}); "
+                    "choose another --workdir or give the same config"
+                )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self._file(".lock"), "w")  # noqa: SIM115 (held until the run ends)
+        except OSError as error:
+            raise UserError(f"cannot write to --workdir {self.path}: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                raise UserError(f"another process is training in {self.path}") from error
+            try:
+                yield
+            except Exception as error:
+                if not _is_full_disk(error):
+                    raise
+                raise UserError(
+                    f"no space left on the disk of --workdir {self.path}; free some and run the "
+                    "same command again: it goes on from the last complete checkpoint"
+                ) from error
+            finally:
+                if not self.has("run"):
+                    self._file(".lock").unlink()
+                    if not any(self.path.iterdir()):
+                        self.path.rmdir()
+
+    def config(self) -> Config:
+        """The run's config. Raises UserError if there is no run here."""
+        config = from_dict(self.read("config"))
+        validate(config)
+        return config
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The content of `<name>.json`. Raises UserError if it is missing or damaged."""
+        file = self._file(f"{name}.json")
+        try:
+            return json.loads(file.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} holds no run: {file.name} is missing") from error
+        except ValueError as error:
+            raise UserError(f"{file} is not valid JSON: {error}") from error
+
+    def has(self, name: str) -> bool:
+        """Whether `<name>.json` has been written."""
+        return self._file(f"{name}.json").exists()
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Replaces `<name>.json` in one atomic step."""
+        temporary = self._file(f".{name}.json.tmp")
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(temporary, self._file(f"{name}.json"))
+
+    def _file(self, name: str) -> Path:
+        return self.path / name
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error goes back to a full disk, however orbax and tensorstore wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,175 @@
+"""The commands as a user runs them, on one short run."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from flaxcnn.cli import main
+
+pytestmark = pytest.mark.slow
+
+CLI = ("-m", "flaxcnn.cli")
+
+
+@pytest.fixture(scope="module")
+def workdir(run_command, tmp_path_factory) -> Path:
+    """A finished run of 8 epochs on digits."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    finished = run_command("train.py", "--workdir", folder, "--config.epochs=8")
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+def test_evaluate_uses_the_best_checkpoint_and_agrees_with_scikit_learn(workdir, run_command):
+    finished = run_command(*CLI, "evaluate", "--workdir", workdir, "--json")
+    result = json.loads(finished.stdout)
+    validation = [
+        row
+        for row in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        if row["split"] == "validation"
+    ]
+    best = max(validation, key=lambda row: (row["accuracy"], row["step"]))
+    assert result["step"] == best["step"]
+    assert result["report"]["images"] == 360
+    on_validation = run_command(
+        *CLI, "evaluate", "--workdir", workdir, "--split", "validation", "--json"
+    )
+    assert json.loads(on_validation.stdout)["accuracy"] == pytest.approx(best["accuracy"])
+    assert json.loads(on_validation.stdout)["loss"] == pytest.approx(best["loss"], rel=1e-5)
+
+
+def test_the_last_checkpoint_gives_the_result_of_training(workdir, run_command):
+    finished = run_command(*CLI, "evaluate", "--workdir", workdir, "--checkpoint", "last")
+    trained = json.loads((workdir / "result.json").read_text())
+    assert f"test accuracy {trained['accuracy']:.4f} · 360 images" in finished.stdout
+    assert "macro average" in finished.stdout
+
+
+def test_predict_names_real_digits(workdir, run_command, tmp_path):
+    digits = load_digits()
+    files = []
+    for i in range(10):
+        files.append(str(tmp_path / f"{i}.png"))
+        cv2.imwrite(files[-1], np.round(digits.images[i] * 255 / 16).astype(np.uint8))
+    finished = run_command(*CLI, "predict", "--workdir", workdir, "--top", 3, "--json", *files)
+    results = json.loads(finished.stdout)
+    assert [result["image"] for result in results] == files
+    right = 0
+    for result, target in zip(results, digits.target[:10], strict=True):
+        probabilities = [entry["probability"] for entry in result["top"]]
+        assert len(probabilities) == 3
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1 + 1e-5
+        right += result["top"][0]["class"] == str(target)
+    assert right >= 9
+    shown = run_command(*CLI, "predict", "--workdir", workdir, files[0])
+    assert shown.stdout.startswith(f"{files[0]}\n")
+    assert shown.stdout.count("%") == 5
+
+
+def test_predict_refuses_another_size_until_told_how_to_resize(workdir, run_command, tmp_path):
+    photo = str(tmp_path / "photo.jpg")
+    cv2.imwrite(photo, np.zeros((40, 60, 3), np.uint8))
+    refused = run_command(*CLI, "predict", "--workdir", workdir, photo)
+    assert refused.returncode == 2
+    assert "photo.jpg is 60x40 and the run's images are 8x8" in refused.stderr
+    assert run_command(
+        *CLI, "predict", "--workdir", workdir, "--resize", "crop", photo
+    ).returncode == 0  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--config.optimizer.learning_rat=1"], "did you mean optimizer.learning_rate?"),
+        (["--config.epochs=many"], "flag --config.epochs=many: invalid literal for int()"),
+        (["--config.epochs=0"], "epochs must be at least 1, got 0"),
+        (["--config.model.name=digits_cn"], "unknown model 'digits_cn': did you mean digits_cnn"),
+        (["--config.model.kwargs.colour=1"], "model 'digits_cnn' has no argument 'colour'"),
+        (["--config.model.kwargs.num_classes=7"], "the network has 7 outputs and the data set 10"),
+        (["--config.model.name=cats_dogs_cnn"], "got 8x8x1"),
+        (["--config.data.source=folder:nowhere"], "nowhere"),
+        (["--config.data.batch_size=5000"], "data.batch_size"),
+        (["--config.optimizer.name=adamm"], "adamm"),
+        (["--config.optimizer.kwargs.beta=1"], "beta"),
+        (["--config.optimizer.schedule=cosin"], "optimizer.schedule"),
+        (["--config.loss.name=l1"], "loss.name"),
+        (["--config", "nowhere.py"], "--config nowhere.py: no such file"),
+        (["--workdir", "/proc/nothing/run"], "cannot write to --workdir"),
+        (["digits"], "unexpected argument 'digits'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, line, run_command, tmp_path):
+    workdir = tmp_path / "run"
+    failed = run_command("train.py", "--workdir", workdir, *arguments)
+    assert failed.returncode == 2, failed.stderr
+    assert line in failed.stderr
+    assert failed.stderr.startswith("train.py: ")
+    assert failed.stderr.count("\n") == 1
+    assert not list(workdir.glob("checkpoints/*"))
+
+
+def test_a_mistake_can_be_corrected_in_the_same_workdir(run_command, tmp_path):
+    workdir = tmp_path / "run"
+    wrong = run_command("train.py", "--workdir", workdir, "--config.optimizer.name=adamm")
+    assert wrong.returncode == 2
+    right = run_command("train.py", "--workdir", workdir, "--config.epochs=1")
+    assert right.returncode == 0, right.stderr
+
+
+def test_no_space_left(run_command, tmp_path):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        failed = run_command("train.py", "--workdir", tmp_path / "run", "--config.epochs=2")
+        assert failed.returncode == 2
+        assert "no space left on the disk of --workdir" in failed.stderr
+        assert "Traceback" not in failed.stderr
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_evaluate_names_what_is_missing(capsys, tmp_path):
+    assert main(["evaluate", "--workdir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("holds no run: config.json is missing\n")
+
+
+def test_list(capsys):
+    assert main(["list", "lenet5*"]) == 0
+    assert capsys.readouterr().out.split() == ["lenet5_1998", "lenet5_dense"]
+    assert main(["list", "--verbose", "mnist_cnn_220k"]) == 0
+    assert "220,234" in capsys.readouterr().out
+    assert main(["list", "alexnet99"]) == 2
+
+
+def test_doctor(run_command):
+    finished = run_command(*CLI, "doctor")
+    assert finished.returncode == 0
+    for topic in ("jaxlib", "CPU threads", "jax_threefry_partitionable", "self-test"):
+        assert topic in finished.stdout
+
+
+def test_reproduce(run_command):
+    finished = run_command(*CLI, "reproduce")
+    assert finished.returncode == 0, finished.stdout
+    assert finished.stdout.strip().endswith("\nreproduced")
+
+
+def test_a_closed_pipe_is_no_error(command_env):
+    finished = subprocess.run(
+        "python -m flaxcnn.cli list | true",
+        shell=True,
+        env=command_env | {"PATH": f"{os.path.dirname(os.sys.executable)}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.stderr == ""

@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from flaxcnn.training.checkpoint import Checkpoints
+from flaxcnn.training.state import TrainState, hash_tree
+
+TX = optax.adam(1e-3)
+
+
+def make_state(step: int) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {"dense": {"kernel": jnp.asarray(rng.normal(size=(64, 32)), jnp.float32)}}
+    return TrainState(
+        step=jnp.int32(step),
+        params=params,
+        batch_stats={"norm": {"mean": jnp.full(3, step, jnp.float32)}},
+        opt_state=TX.init(params),
+        ema=None,
+        key=jax.random.key(7),
+    )
+
+
+ABSTRACT = jax.eval_shape(lambda: make_state(0))
+
+
+@pytest.fixture
+def open_checkpoints(tmp_path):
+    opened = []
+
+    def open_one(keep_last=2, keep_best=1, monitor="accuracy"):
+        opened.append(Checkpoints(tmp_path / "checkpoints", keep_last, keep_best, monitor))
+        return opened[-1]
+
+    yield open_one
+    for checkpoints in opened:
+        checkpoints.close()
+
+
+def save(checkpoints, step, value, *, validated=True, monitor="accuracy"):
+    history = [{"step": step, monitor: value}]
+    checkpoints.save(step, make_state(step), history, validated=validated)
+
+
+def damage(directory: Path, step: int, how) -> None:
+    """Changes the largest file of the checkpoint, where the arrays are."""
+    files = [f for f in (directory / str(step)).rglob("*") if f.is_file()]
+    how(max(files, key=lambda f: f.stat().st_size))
+
+
+def test_a_restored_state_has_the_same_bits_key_and_history(open_checkpoints):
+    checkpoints = open_checkpoints()
+    save(checkpoints, 5, 0.25)
+    checkpoints.wait()
+    step, state, history = open_checkpoints().restore_latest(ABSTRACT)
+    assert (step, history) == (5, [{"step": 5, "accuracy": 0.25}])
+    assert hash_tree(state) == hash_tree(make_state(5))
+    np.testing.assert_array_equal(
+        jax.random.bits(jax.random.fold_in(state.key, 3)),
+        jax.random.bits(jax.random.fold_in(jax.random.key(7), 3)),
+    )
+
+
+def test_what_was_saved_is_not_what_the_next_step_makes_of_the_buffers(open_checkpoints):
+    """Saving is asynchronous and steps donate their state."""
+    checkpoints = open_checkpoints()
+    state = make_state(1)
+    expected = hash_tree(state)
+    checkpoints.save(1, state, [], validated=False)
+    overwrite = jax.jit(lambda s: s.replace(params=jax.tree.map(jnp.zeros_like, s.params)),
+                        donate_argnums=0)  # fmt: skip
+    jax.block_until_ready(overwrite(state))
+    checkpoints.wait()
+    assert hash_tree(checkpoints.restore(1, ABSTRACT)[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("monitor", "values", "kept", "best"),
+    [
+        ("accuracy", [0.1, 0.9, 0.5, 0.6, 0.7], [2, 4, 5], 2),
+        ("accuracy", [0.9, 0.9, 0.5, 0.6, 0.7], [2, 4, 5], 2),  # of equals the later
+        ("loss", [0.3, 0.1, 0.2, 0.4, 0.5], [2, 4, 5], 2),
+    ],
+)
+def test_the_last_and_the_best_are_kept(open_checkpoints, monitor, values, kept, best):
+    checkpoints = open_checkpoints(monitor=monitor)
+    for step, value in enumerate(values, start=1):
+        save(checkpoints, step, value, monitor=monitor)
+    checkpoints.wait()
+    assert checkpoints.steps == kept
+    assert checkpoints.best_step() == best
+
+
+def test_a_checkpoint_that_was_not_validated_is_never_the_best(open_checkpoints):
+    checkpoints = open_checkpoints(keep_last=3)
+    save(checkpoints, 1, 0.5)
+    save(checkpoints, 2, 0.5, validated=False)
+    checkpoints.wait()
+    assert checkpoints.best_step() == 1
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_bits(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", [truncate, flip_bits, Path.unlink])
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
+    open_checkpoints, tmp_path, capsys, how
+):
+    checkpoints = open_checkpoints()
+    save(checkpoints, 1, 0.1)
+    save(checkpoints, 2, 0.2)
+    checkpoints.wait()
+    damage(tmp_path / "checkpoints", 2, how)
+    step, state, _ = open_checkpoints().restore_latest(ABSTRACT)
+    assert step == 1
+    assert hash_tree(state) == hash_tree(make_state(1))
+    assert "checkpoint 2 is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_overwritten_when_the_run_gets_there(open_checkpoints, tmp_path):
+    checkpoints = open_checkpoints()
+    save(checkpoints, 1, 0.1)
+    save(checkpoints, 2, 0.2)
+    checkpoints.wait()
+    damage(tmp_path / "checkpoints", 2, truncate)
+    again = open_checkpoints()
+    save(again, 2, 0.2)
+    again.wait()
+    assert again.restore_latest(ABSTRACT)[0] == 2

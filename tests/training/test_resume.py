@@ -1,0 +1,153 @@
+"""A run that is killed, stopped or damaged ends with the bits of one that was not."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+EPOCHS, KILLS = 12, 3
+OVERRIDES = [
+    f"--config.epochs={EPOCHS}",
+    "--config.steps_per_call=4",
+    "--config.checkpoint.every_steps=12",
+    "--config.optimizer.ema_decay=0.9",
+    "--config.optimizer.schedule=plateau",
+    "--config.optimizer.patience=1",
+]
+
+
+def command(workdir: Path, feeder: str) -> list[str]:
+    feeding = [f"--config.data.feeder={feeder}", "--config.data.workers=1"]
+    return ["train.py", "--workdir", str(workdir), *OVERRIDES, *feeding]
+
+
+def final_hash(stdout: str) -> str:
+    match = re.search(
+        r"^test accuracy 0\.\d{4} · 360 images · params ([0-9a-f]{64}) · ", stdout, re.M
+    )
+    assert match, stdout
+    assert stdout.strip().split("\n")[-1] == stdout[match.start() :].strip()
+    return match[1]
+
+
+def rows(workdir: Path) -> list[dict]:
+    file = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture(scope="module", params=["resident", "streaming"])
+def reference(request, run_command, tmp_path_factory):
+    """An uninterrupted run: its feeder, hash and workdir."""
+    workdir = tmp_path_factory.mktemp(request.param) / "run"
+    finished = run_command(*command(workdir, request.param))
+    assert finished.returncode == 0, finished.stderr
+    return request.param, final_hash(finished.stdout), workdir
+
+
+def start(command_env, workdir: Path, feeder: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *command(workdir, feeder)],
+        cwd=ROOT,
+        env=command_env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_at_random_moments_and_started_again(reference, command_env, run_command, tmp_path):
+    feeder, expected, uninterrupted = reference
+    seed = random.randrange(2**32)
+    print(f"moments drawn with seed {seed}")
+    rng, reached = random.Random(seed), []
+    for _ in range(KILLS):
+        process = start(command_env, tmp_path / "run", feeder)
+        done = max((row["step"] for row in rows(tmp_path / "run")), default=0)
+        # Until it is training again; then at any moment of the next second: in a call, in a save.
+        while process.poll() is None and not any(
+            row["step"] > done for row in rows_while_written(tmp_path / "run")
+        ):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.6))
+        assert process.poll() is None, "it ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        reached.append(max(row["step"] for row in rows_while_written(tmp_path / "run")))
+    finished = run_command(*command(tmp_path / "run", feeder))
+    assert finished.returncode == 0, finished.stderr
+    assert final_hash(finished.stdout) == expected, f"killed at steps {reached}, seed {seed}"
+    keys = ("step", "split", "epoch", "loss", "accuracy", "learning_rate")
+    ours, theirs = (
+        [{key: row.get(key) for key in keys} for row in rows(folder)]
+        for folder in (tmp_path / "run", uninterrupted)
+    )
+    assert ours == theirs
+
+
+def rows_while_written(workdir: Path) -> list[dict]:
+    """As `rows`, but the last line may be half written."""
+    file = workdir / "metrics.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(reference, command_env, run_command, tmp_path):
+    feeder, expected, _ = reference
+    process = start(command_env, tmp_path / "run", feeder)
+    while process.poll() is None and not rows_while_written(tmp_path / "run"):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "to go on, run the same command again" in stdout
+    assert not (tmp_path / "run" / "result.json").exists()
+    finished = run_command(*command(tmp_path / "run", feeder))
+    assert "going on from step" in finished.stdout
+    assert final_hash(finished.stdout) == expected
+
+
+def test_a_finished_run_prints_its_result_again_and_does_nothing(reference, run_command):
+    feeder, expected, workdir = reference
+    before = {f: f.stat().st_mtime_ns for f in workdir.rglob("*.json*")}
+    finished = run_command(*command(workdir, feeder))
+    assert finished.returncode == 0
+    assert final_hash(finished.stdout) == expected
+    assert "macro average" in finished.stdout
+    changed = [f.name for f, t in before.items() if f.stat().st_mtime_ns != t]
+    assert changed in ([], ["config.json"])
+
+
+def test_another_config_in_the_same_workdir_is_refused(reference, run_command):
+    feeder, _, workdir = reference
+    refused = run_command(*command(workdir, feeder), "--config.optimizer.learning_rate=0.5")
+    assert refused.returncode == 2
+    assert "optimizer.learning_rate: 0.003 -> 0.5" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_workdir_holds_what_the_readme_says(reference):
+    _, _, workdir = reference
+    names = {path.name for path in workdir.iterdir()} - {".lock"}
+    assert names == {
+        "config.json",
+        "run.json",
+        "environment.json",
+        "result.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "curves.png",
+        "confusion_matrix.png",
+        "predictions.png",
+    }
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert {"jax", "jaxlib", "flax"} <= set(environment["versions"])

@@ -40,7 +40,7 @@ def parse_flags(argv: list[str]) -> tuple[Config, str]:
     rest = values(argv)[1:]
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
-    name = values["config"].config_filename
+    name = config_flags.get_config_filename(values["config"])
     if not Path(name).is_file():
         raise UserError(f"--config {name}: no such file")
     return values.config, values.workdir or str(Path("runs") / Path(name).stem)

@@ -7,10 +7,10 @@ from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
-    """Ten epochs of Adam with a one-cycle schedule."""
+    """Six epochs of Adam with a one-cycle schedule."""
     return Config(
         model=ModelConfig(name="fashion_mnist_cnn_geron"),
-        data=DataConfig(source="tfds:fashion_mnist", batch_size=128, validation=0.05),
+        data=DataConfig(source="tfds:fashion_mnist", batch_size=64, validation=0.05),
         optimizer=OptimizerConfig(name="adam", learning_rate=0.001, schedule="one_cycle"),
-        epochs=10,
+        epochs=6,
     )

@@ -124,16 +124,24 @@ def environment() -> dict[str, Any]:
 
 
 def machine_type() -> str:
-    """Name what decides the CPU code XLA generates: x86_64-avx512, x86_64-avx2, x86_64, aarch64.
+    """Name what decides the code XLA runs on the CPU: "x86_64-avx2 AuthenticAMD-25-1", "aarch64".
 
-    Golden hashes of `flaxcnn reproduce` are kept per machine type.
+    The vector instructions decide what is generated; the processor's vendor, family and model stand
+    for its caches, which decide how matrix products are cut into blocks. Golden hashes of
+    `flaxcnn reproduce` are kept per machine type.
     """
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-    flags = re.search(r"^flags\s*:(.*)$", _read_cpuinfo(), re.MULTILINE)
-    known = flags.group(1).split() if flags else []
     if machine != "x86_64":
         return machine
-    return machine + ("-avx512" if "avx512f" in known else "-avx2" if "avx2" in known else "")
+    cpuinfo = _read_cpuinfo()
+    found = {
+        name: re.search(rf"^{name}\s*:(.*)$", cpuinfo, re.MULTILINE)
+        for name in ("flags", "vendor_id", "cpu family", "model")
+    }
+    flags, *processor = (match.group(1).strip() if match else "" for match in found.values())
+    known = flags.split()
+    vectors = "-avx512" if "avx512f" in known else "-avx2" if "avx2" in known else ""
+    return f"{machine}{vectors} {'-'.join(filter(None, processor))}".strip()
 
 
 def count_threads() -> int:

@@ -18,8 +18,7 @@ from flaxcnn.errors import UserError
 
 GOLDEN_FILE = Path(__file__).parent / "golden" / "digits.json"
 STEPS = 50
-# Between jaxlibs and machine types the losses were seen to differ by less than 1e-5 (docs/results.md).
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4  # 3.5e-7 was seen between jaxlib 0.10.1 and 0.12.0.1
 
 
 def reproduce(*, record: bool = False) -> int:
@@ -30,11 +29,9 @@ def reproduce(*, record: bool = False) -> int:
     jaxlib = importlib.metadata.version("jaxlib")
     pair = f"jaxlib {jaxlib}, {machine_type()}"
     measured = _run_with_one_thread()
-    golden = json.loads(GOLDEN_FILE.read_text()) if GOLDEN_FILE.exists() else {"sha256": {}}
+    golden: dict[str, Any] = json.loads(GOLDEN_FILE.read_text())
     if record:
-        golden["losses"] = golden.get("losses", measured["losses"])
         golden["sha256"][pair] = measured["sha256"]
-        GOLDEN_FILE.parent.mkdir(exist_ok=True)
         GOLDEN_FILE.write_text(json.dumps(golden, indent=2) + "\n")
         print(f"recorded {measured['sha256']} for {pair} in {GOLDEN_FILE}")
         return 0

@@ -117,16 +117,17 @@ def test_plugins_are_found_by_name(monkeypatch):
 @pytest.mark.parametrize(
     ("machine", "flags", "expected"),
     [
-        ("x86_64", "fpu sse2 avx avx2 fma", "x86_64-avx2"),
-        ("x86_64", "fpu sse2 avx avx2 fma avx512f", "x86_64-avx512"),
-        ("x86_64", "fpu sse2 avx", "x86_64"),
+        ("x86_64", "fpu sse2 avx avx2 fma", "x86_64-avx2 GenuineIntel-6-143"),
+        ("x86_64", "fpu sse2 avx avx2 fma avx512f", "x86_64-avx512 GenuineIntel-6-143"),
+        ("x86_64", "fpu sse2 avx", "x86_64 GenuineIntel-6-143"),
         ("AMD64", None, "x86_64"),
         ("aarch64", None, "aarch64"),
         ("arm64", None, "aarch64"),
     ],
 )
 def test_machine_type(monkeypatch, machine, flags, expected):
-    cpuinfo = f"processor\t: 0\nvmx flags\t: avx512f\nflags\t\t: {flags}\n" if flags else ""
+    model = "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Xeon\n"
+    cpuinfo = f"{model}vmx flags\t: avx512f\nflags\t\t: {flags}\n" if flags else ""
     monkeypatch.setattr(doctor.platform, "machine", lambda: machine)
     monkeypatch.setattr(doctor, "_read_cpuinfo", lambda: cpuinfo)
     assert doctor.machine_type() == expected

@@ -26,7 +26,6 @@ OWNERS = {
     "orbax": {"training/checkpoint.py"},
     "tensorboardX": {"training/logging.py"},
     "grain": {"data/feeders.py"},
-    "cv2": {"data/images.py"},
 }
 
 

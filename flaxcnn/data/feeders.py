@@ -6,8 +6,10 @@ A plan is a pure function of the config: a run goes on from its step number alon
 import atexit
 import dataclasses
 import functools
+import gc
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import weakref
@@ -176,7 +178,7 @@ class Streaming:
         The processes end with the generator, or with this process however it ends.
         """
         stream = _stream(_Calls(self._split, plan, start), self._workers)
-        _open_streams.add(stream)
+        _open_streams.add(stream)  # so that _close_streams finds it
         return stream
 
     @staticmethod
@@ -203,31 +205,60 @@ class _Calls:
 
 
 def _stream(calls: _Calls, workers: int) -> Generator[tuple[np.ndarray, np.ndarray]]:
-    """The items of `calls`, in order, loaded ahead by processes or by two threads."""
+    try:
+        yield from _load_ahead(calls, workers)
+    finally:
+        # grain's iterators hold each other, and with them the shared memory of the last calls.
+        gc.collect()
+
+
+def _load_ahead(calls: _Calls, workers: int) -> Generator[tuple[np.ndarray, np.ndarray]]:
+    """The items of `calls`, in order, loaded by processes or by two threads."""
+    if not len(calls):
+        return
     import grain  # slow to import, and the resident feeder does without
 
     source = grain.MapDataset.source(calls)
     if workers:
         if not flags.FLAGS.is_parsed():  # in a notebook or plain script; grain reads its own
             flags.FLAGS.mark_as_parsed()
-        dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(
+        dataset = grain.experimental.WithOptionsIterDataset(
+            source.to_iter_dataset(grain.ReadOptions(num_threads=0)),
+            grain.experimental.DatasetOptions(min_shm_size=_least_shared_size(calls, workers)),
+        ).mp_prefetch(
             grain.MultiprocessingOptions(workers, per_worker_buffer_size=1),
             worker_init_fn=_start_worker,
         )
     else:
         dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     iterator = iter(dataset)
-
-    def copy_next(_: int) -> tuple[np.ndarray, np.ndarray]:
-        # Out of the workers' shared memory, which then goes back at once: jax may keep an array
-        # it is given for as long as it likes.
-        images, labels = next(iterator)
-        return np.array(images), np.array(labels)
-
     try:
-        yield from map(copy_next, range(len(calls)))
+        for _ in range(len(calls)):
+            yield _copy(next(iterator))
     finally:
         iterator.close()
+
+
+def _least_shared_size(calls: _Calls, workers: int) -> int:
+    """Bytes from which an array comes through shared memory: all, or none where it is scarce.
+
+    Docker gives a container 64 MiB of it, and a worker that runs out is killed. Pipes are slower.
+    """
+    if not os.path.isdir("/dev/shm"):
+        return 0
+    image, _ = calls.split.load(np.zeros(1, np.int32))
+    under_way = 4 * workers  # calls, measured
+    needed = under_way * calls.plan[calls.start].size * image.nbytes
+    return 0 if needed < shutil.disk_usage("/dev/shm").free else 2**62
+
+
+def _copy(item: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Out of the workers' shared memory, which then goes back at once.
+
+    jax may keep an array it is given, uncopied, for as long as it likes.
+    """
+    images, labels = item
+    return np.array(images), np.array(labels)
 
 
 _open_streams: weakref.WeakSet[Generator] = weakref.WeakSet()

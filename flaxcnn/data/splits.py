@@ -136,15 +136,17 @@ def load_records(
                 images[index] = image
         return damaged
 
+    skipped = []
     for damaged in map_chunks(decode, count, title):
-        for error in damaged:
-            if on_bad_image == "error":
-                raise error
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
+        if damaged and on_bad_image == "error":
+            raise damaged[0]
+        skipped += damaged
+    for error in skipped:
+        print(f"skipped: {error}", file=sys.stderr)
     if not good.any():
         raise UserError(f"{title}: none of the {count} images can be read")
     whole = ArraySplit(images, labels) if resident else LazySplit(records, np.arange(count), labels)
-    return (whole if good.all() else whole.subset(np.flatnonzero(good))), int(count - good.sum())
+    return (whole if good.all() else whole.subset(np.flatnonzero(good))), len(skipped)
 
 
 def map_chunks(function: Callable[[np.ndarray], T], count: int, title: str) -> Iterator[T]:

@@ -51,7 +51,7 @@ def conv(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     pads: Pads = tuple((int(low), int(high)) for low, high in padding)
-    precision = jax.config.jax_default_matmul_precision
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     if strides == (1, 1) and dilation == (1, 1) and groups == 1:
         x, kernel = _vary_alike(x, kernel)
         return convolve_p.bind(x, kernel, pads=pads, precision=precision)

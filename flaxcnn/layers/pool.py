@@ -49,7 +49,8 @@ def avg_pool(
     strides = strides or (1, 1)
 
     def sum_windows(x: Array) -> Array:
-        return sum(_taps(_pad(x, window_shape, strides, padding, 0), window_shape, strides))
+        x = _pad(x, window_shape, strides, padding, 0)
+        return functools.reduce(jnp.add, _taps(x, window_shape, strides))
 
     if count_include_pad:
         return sum_windows(x) / (window_shape[0] * window_shape[1])

@@ -8,6 +8,7 @@ Learning, 2nd edition, 2019), those of the notebooks this project grew from, and
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +27,11 @@ from flaxcnn.layers import (
 from flaxcnn.models.images import check_images
 from flaxcnn.models.variant import Variant
 
-POOL = "pool"  # 2x2 maximum, stride 2
+POOL: Literal["pool"] = "pool"  # 2x2 maximum, stride 2
+Maps = tuple[tuple[int, int] | Literal["pool"], ...]
 
 # (features, kernel size) of each convolution, and where the maps are pooled.
-MAPS = {
+MAPS: dict[str, Maps] = {
     "mnist_cnn_chollet": ((32, 3), POOL, (64, 3), POOL, (64, 3)),
     "cats_dogs_cnn": ((32, 3), POOL, (64, 3), POOL, (128, 3), POOL, (128, 3), POOL),
     "mnist_cnn_220k": ((32, 3), POOL, (64, 3), POOL),
@@ -55,7 +57,7 @@ class SmallCNN(nn.Module):
     """
 
     num_classes: int
-    maps: tuple[tuple[int, int] | str, ...]
+    maps: Maps
     hidden: tuple[int, ...] = ()
     padding: str = "SAME"
     batch_norm: bool = False
@@ -96,7 +98,7 @@ class SmallCNN(nn.Module):
         return x.astype(jnp.float32)
 
 
-def smallest_side(maps: tuple[tuple[int, int] | str, ...], padding: str) -> int:
+def smallest_side(maps: Maps, padding: str) -> int:
     """Finds the smallest image side, in pixels, of which one pixel is left after all the maps."""
     side = 1
     for entry in reversed(maps):

@@ -1,5 +1,8 @@
 """The engine: one pure step, many steps per call, exact evaluation, bit-exact resume."""
 
+from pathlib import Path
+from typing import Any
+
 from flaxcnn.training.config import (
     CheckpointConfig,
     Config,
@@ -20,10 +23,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    # Config files import this package: the engine's own imports wait until it is asked for.
-    if name == "run":
-        from flaxcnn.training.loop import run
+def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
+    """See `flaxcnn.training.loop.run`."""
+    # Config files import this package: the engine's own imports wait until it is used.
+    from flaxcnn.training.loop import run
 
-        return run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return run(config, workdir)

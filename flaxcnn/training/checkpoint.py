@@ -8,6 +8,7 @@ temporary folder), so a run killed while saving has lost nothing it had.
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,11 +29,11 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep_last: int, keep_best: int, monitor: str):
-        policies = ocp.training.preservation_policies
+        policies: Any = ocp.training.preservation_policies
         sign = -1 if monitor == "loss" else 1
         self._score = lambda metrics: sign * metrics[monitor]
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
+            str(directory.absolute()),
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep_last),
@@ -52,7 +53,7 @@ class Checkpoints:
         `validated`: the last row of `history` was measured at this very step, so that the
         checkpoint may be chosen as the best.
         """
-        metrics = history[-1] if validated else None
+        metrics: Any = history[-1] if validated else None
         # A copy on the host: the next step donates the buffers that are being written.
         state = jax.device_get(_without_typed_keys(state))
         metadata = {"history": history, "sha256": hash_tree(state)}
@@ -86,7 +87,7 @@ class Checkpoints:
         # NumPy arrays as the target: what is read need not fit the devices it was saved from.
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _without_typed_keys(abstract))
         try:
-            metadata = self._checkpointer.metadata(step).custom_metadata
+            metadata: Any = self._checkpointer.metadata(step).custom_metadata
             state = self._checkpointer.load(step, target)
             if hash_tree(state) != metadata["sha256"]:
                 raise ValueError("its SHA-256 is not the one it was saved with")

@@ -108,7 +108,7 @@ class Experiment:
 
     def _make_state(self, model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
         seed, ema = self.config.seed, self.config.optimizer.ema_decay > 0
-        return make_state(model, tx, tuple(self.facts.image_shape), seed=seed, ema=ema)
+        return make_state(model, tx, self.facts.image_shape, seed=seed, ema=ema)
 
     def feeder(self, split: Split) -> Resident | Streaming:
         """The split on the device, or streamed where it was too large to be kept in memory."""
@@ -237,9 +237,13 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
     traced = forward.trace(state.variables, images)
     task.check_outputs(traced.out_info.shape[-1])
     steps_per_epoch = max(1, len(dataset.splits["train"]) // batch)
-    flops = traced.lower(lowering_platforms=("cpu",)).cost_analysis()["flops"]
+    cost = traced.lower(lowering_platforms=("cpu",)).cost_analysis()
+    assert cost is not None  # on CPU it is always known
     planned = _plan_steps_per_call(
-        macs=3 * batch * flops / 2,  # forward, gradient of the input, gradient of the kernel
+        macs=3
+        * batch
+        * cost["flops"]
+        / 2,  # forward, gradient of the input, gradient of the kernel
         streamed_bytes=batch * int(np.prod(dataset.image_shape)),
         steps_per_epoch=steps_per_epoch,
     )

@@ -38,7 +38,7 @@ class TrainedRun:
 
         @jax.jit
         def forward(variables, images):
-            logits = self.model.apply(variables, preprocess(images), train=False)
+            logits: Any = self.model.apply(variables, preprocess(images), train=False)
             return self.task.probabilities(logits)
 
         return np.asarray(forward(self.variables, images))
@@ -93,7 +93,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
         lambda: make_state(
             model,
             tx,
-            tuple(facts.image_shape),
+            facts.image_shape,
             seed=config.seed,
             ema=config.optimizer.ema_decay > 0,
         )

@@ -1,5 +1,6 @@
 """The training loop: `run(config, workdir)` starts a run, or goes on with the one in the folder."""
 
+import contextlib
 import signal
 import sys
 import types
@@ -141,16 +142,15 @@ class _Loop:
         parallel, plan = self.experiment.parallel, self.experiment.plan
         arrays = parallel.replicate(self._feeder.arrays)
         first_call = plan.call_at(step)
-        feed = self._feeder.feed(plan, first_call)
-        items = parallel.split(next(feed))
-        for call in range(first_call, len(plan)):
-            start, end = plan.first_step(call), plan.first_step(call + 1)
-            self.state, metrics = self._call(self.state, arrays, items, self._lr_scale())
-            if call + 1 < len(plan):
-                items = parallel.split(next(feed))
-            self._log(logger, start, end, jax.device_get(metrics))
-            yield end
-        feed.close()
+        with contextlib.closing(self._feeder.feed(plan, first_call)) as feed:
+            items = parallel.split(next(feed))
+            for call in range(first_call, len(plan)):
+                start, end = plan.first_step(call), plan.first_step(call + 1)
+                self.state, metrics = self._call(self.state, arrays, items, self._lr_scale())
+                if call + 1 < len(plan):
+                    items = parallel.split(next(feed))
+                self._log(logger, start, end, jax.device_get(metrics))
+                yield end
 
     def _lr_scale(self) -> float:
         optimizer = self.experiment.config.optimizer
@@ -167,7 +167,8 @@ class _Loop:
                 f"the loss is not finite between steps {start} and {end}: lower "
                 "optimizer.learning_rate or set optimizer.clip_norm, in another --workdir"
             )
-        rate = float(self.experiment.schedule(end - 1)) * self._lr_scale()
+        schedule: Any = self.experiment.schedule
+        rate = float(schedule(end - 1)) * self._lr_scale()
         where = {"step": end, "epoch": end / plan.steps_per_epoch}
         images = (end - start) * plan.batch_size
         logger.log_train({**where, **row, "learning_rate": rate}, end - start, images)

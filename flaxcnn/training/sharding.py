@@ -6,7 +6,7 @@ per device, with the axis named: the step averages over it, BatchNorm and the no
 its name. Both give the same losses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,8 +24,8 @@ class Jit:
 
     axis_name = None
 
-    def __init__(self, devices: list[jax.Device] | None = None):
-        devices = devices or jax.devices()
+    def __init__(self, devices: Sequence[Any] = ()):
+        devices = list(devices) or jax.devices()
         self.num_devices = len(devices)
         # Auto axes: Linen's and optax's code has no sharding annotations for Explicit ones.
         mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
@@ -67,8 +67,8 @@ class Pmap:
 
     axis_name = AXIS
 
-    def __init__(self, devices: list[jax.Device] | None = None):
-        self._devices = devices or jax.devices()
+    def __init__(self, devices: Sequence[Any] = ()):
+        self._devices = list(devices) or jax.devices()
         self.num_devices = len(self._devices)
         mesh = Mesh(np.array(self._devices), (AXIS,), axis_types=(AxisType.Auto,))
         self._leading = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -119,7 +119,7 @@ class Pmap:
         return jax.tree.map(lambda x: x[0], tree)
 
 
-def make_parallel(kind: str, devices: list[jax.Device] | None = None) -> Jit | Pmap:
+def make_parallel(kind: str, devices: Sequence[Any] = ()) -> Jit | Pmap:
     """`Jit` or `Pmap` by the config's `parallel`, over all devices unless some are given."""
     return Pmap(devices) if kind == "pmap" else Jit(devices)
 

@@ -1,6 +1,7 @@
 """All that a run is at one step: arrays only, so one call saves it."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -38,7 +39,7 @@ class TrainState(struct.PyTreeNode):
 def make_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
-    image_shape: tuple[int, int, int],
+    image_shape: Sequence[int],
     *,
     seed: int,
     ema: bool,
@@ -71,7 +72,7 @@ def hash_tree(tree: Any) -> str:
     """SHA-256 of every leaf's path, type, shape and bytes, in the order of the tree."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())

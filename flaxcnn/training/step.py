@@ -141,7 +141,7 @@ def make_eval_call(
         def body(_, item_and_mask):
             item, mask = item_and_mask
             images, labels = take(arrays, item)
-            logits = model.apply(variables, preprocess(images), train=False)
+            logits: Any = model.apply(variables, preprocess(images), train=False)
             metrics = jax.tree.map(lambda m: m * mask, task.metrics(logits, labels))
             predicted, probability = task.predict(logits)
             return None, metrics | {

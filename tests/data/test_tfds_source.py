@@ -1,0 +1,205 @@
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from flaxcnn.data import tfds_source
+from flaxcnn.data.images import ImageFormat
+from flaxcnn.data.sources import compute_normalization, load_dataset
+from flaxcnn.errors import UserError
+
+
+def pick(split, count=50):
+    indices = np.random.default_rng(0).integers(0, len(split), count)
+    return indices, *split.load(indices)
+
+
+def test_mnist_equals_tfds(tfds_dir):
+    dataset = load_dataset("tfds:mnist", validation=0)
+    assert dataset.image_shape == (28, 28, 1) and dataset.class_names == tuple("0123456789")
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 60_000,
+        "test": 10_000,
+    }
+    for name, split in dataset.splits.items():
+        source = tfds.data_source("mnist", split=name, data_dir=tfds_dir)
+        for index, image, label in zip(*pick(split), strict=True):
+            np.testing.assert_array_equal(image, source[int(index)]["image"])
+            assert label == source[int(index)]["label"]
+    mean, std = compute_normalization(dataset.splits["train"])
+    np.testing.assert_allclose((mean[0], std[0]), (0.1307, 0.3081), atol=5e-5)
+
+
+def test_cifar10_equals_tfds(tfds_dir):
+    dataset = load_dataset("tfds:cifar10", validation=0)
+    assert dataset.image_shape == (32, 32, 3)
+    assert dataset.class_names[:3] == ("airplane", "automobile", "bird")
+    source = tfds.data_source("cifar10", split="train", data_dir=tfds_dir)
+    for index, image, label in zip(*pick(dataset.splits["train"]), strict=True):
+        np.testing.assert_array_equal(image, source[int(index)]["image"])
+        assert label == source[int(index)]["label"]
+    mean, std = compute_normalization(dataset.splits["train"])
+    np.testing.assert_allclose(mean, (0.4914, 0.4822, 0.4465), atol=6e-5)
+    np.testing.assert_allclose(std, (0.2470, 0.2435, 0.2616), atol=6e-5)
+
+
+def test_reading_imports_no_tensorflow(tfds_dir):
+    script = (
+        "import sys; from flaxcnn.data.tfds_source import open_tfds; "
+        "from flaxcnn.data.images import ImageFormat; import numpy as np; "
+        "records = open_tfds('mnist', ImageFormat((), 'crop', 0)).records['test']; "
+        "print(next(records.read(np.array([3])))[0].shape, 'tensorflow' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "(28, 28, 1) False"
+
+
+def test_records_are_picklable_and_lazy(tfds_dir):
+    records = tfds_source.open_tfds("mnist", ImageFormat((14, 14), "crop", 3)).records["test"]
+    assert len(pickle.dumps(records)) < 100_000
+    indices = np.array([9_999, 0])
+    for (a, label_a), (b, label_b) in zip(
+        records.read(indices), pickle.loads(pickle.dumps(records)).read(indices), strict=True
+    ):
+        assert a.shape == (14, 14, 3) and label_a == label_b
+        np.testing.assert_array_equal(a, b)
+
+
+def line(source, **kwargs):
+    with pytest.raises(UserError) as caught:
+        load_dataset(source, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_unprepared_set_without_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    message = line("tfds:mnist")
+    for part in ("tfds:mnist", str(tmp_path), "pip install 'flaxcnn[prepare]'"):
+        assert part in message
+
+
+def test_unprepared_set_with_tensorflow_is_prepared(monkeypatch):
+    calls = []
+    builder = SimpleNamespace(
+        info=SimpleNamespace(splits={}), download_and_prepare=lambda **kwargs: calls.append(kwargs)
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "tensorflow")
+    tfds_source._prepare("mnist", builder)
+    assert calls == [{"file_format": "array_record"}]
+
+
+def test_other_mistakes_are_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert "tfds knows no set named mnits; did you mean mnist" in line("tfds:mnits")
+    assert "cannot be opened" in line("tfds:mnist:9.9.9")
+    assert "cannot be opened" in line("tfds:../mnist")
+    assert "imdb_reviews is not a set of images with a label" in line("tfds:imdb_reviews")
+    assert "cats_vs_dogs differ in size: set data.image_size" in line("tfds:cats_vs_dogs")
+
+
+def test_set_prepared_in_a_sequential_format(tfds_dir, tmp_path, monkeypatch):
+    folder = tmp_path / "mnist" / "3.0.1"
+    folder.mkdir(parents=True)
+    for name in ("dataset_info.json", "features.json"):
+        (folder / name).write_text((tfds_dir / "mnist" / "3.0.1" / name).read_text())
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    message = line("tfds:mnist")
+    assert "tfrecord" in message and str(folder) in message
+
+
+class Source(list):
+    def __getitems__(self, keys):
+        return [self[key] for key in keys]
+
+
+def encode(value, shape=(6, 8, 3)):
+    return cv2.imencode(".png", np.full(shape, value, np.uint8))[1].tobytes()
+
+
+def fake(monkeypatch, splits, image=None, **features):
+    """Makes tfds have a set with these splits (lists of examples); returns the decoders used."""
+    image = image or tfds.features.Image(shape=(None, None, 3))
+    label = tfds.features.ClassLabel(names=["cat", "dog"])
+    columns = tfds.features.FeaturesDict({"image": image, "label": label, **features})
+    decoders = {}
+
+    def as_data_source(split, decoders):
+        decoders_used.update(decoders)
+        return Source(splits[split])
+
+    decoders_used = decoders
+    builder = SimpleNamespace(
+        info=SimpleNamespace(features=columns, splits=dict.fromkeys(splits)),
+        as_data_source=as_data_source,
+    )
+    monkeypatch.setattr(tfds_source, "_make_builder", lambda name: builder)
+    return decoders
+
+
+def examples(count, base):
+    return [{"image": encode(base + i, (6 + i, 8, 3)), "label": i % 2} for i in range(count)]
+
+
+def test_own_validation_split_is_used_and_test_may_be_missing(monkeypatch):
+    fake(monkeypatch, {"train": examples(10, 0), "validation": examples(4, 50), "extra": []})
+    dataset = load_dataset("tfds:fake", image_size=(5, 5))
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 10,
+        "validation": 4,
+    }
+    assert dataset.class_names == ("cat", "dog") and dataset.image_shape == (5, 5, 3)
+    images, labels = dataset.splits["validation"].load(np.arange(4))
+    assert images[:, 2, 2, 1].tolist() == [50, 51, 52, 53] and labels.tolist() == [0, 1, 0, 1]
+
+
+def test_only_the_images_that_are_used_are_decoded(monkeypatch):
+    mask = tfds.features.Image(shape=(None, None, 1))
+    decoders = fake(monkeypatch, {"train": examples(10, 0)}, mask=mask)
+    load_dataset("tfds:fake", image_size=(5, 5))
+    assert set(decoders) == {"image", "mask"}
+
+
+def test_damaged_record_is_named(monkeypatch):
+    train = examples(20, 0)
+    train[7]["image"] = train[7]["image"][:60]
+    train[8]["image"] = b""
+    fake(monkeypatch, {"train": train})
+    assert line("tfds:fake", image_size=(5, 5)) == "tfds:fake train: image 7 is damaged"
+    assert load_dataset("tfds:fake", image_size=(5, 5), on_bad_image="skip").skipped == 2
+
+
+def test_images_that_cannot_be_used(monkeypatch):
+    deep = tfds.features.Image(shape=(8, 8, 1), dtype=np.uint16, encoding_format="png")
+    fake(monkeypatch, {"train": []}, image=deep)
+    assert "only uint8 with 1 or 3 channels" in line("tfds:fake")
+    fake(monkeypatch, {"train": []}, image=tfds.features.Image(shape=(8, 8, 4)))
+    assert "4 channels" in line("tfds:fake")
+    fake(monkeypatch, {"test": examples(4, 0)})
+    assert "tfds:fake has no train split; it has test" in line("tfds:fake", image_size=(5, 5))
+
+
+def test_grey_and_colour_on_request(monkeypatch):
+    red = [
+        {
+            "image": cv2.imencode(".png", np.full((6, 8, 3), (0, 0, 200), np.uint8))[1].tobytes(),
+            "label": i % 2,
+        }
+        for i in range(10)
+    ]
+    fake(monkeypatch, {"train": red}, image=tfds.features.Image(shape=(6, 8, 3)))
+    colour = load_dataset("tfds:fake").splits["train"].load(np.array([0]))[0]
+    assert colour[0, 0, 0].tolist() == [200, 0, 0]
+    grey = load_dataset("tfds:fake", channels=1).splits["train"].load(np.array([0]))[0]
+    assert grey.shape == (1, 6, 8, 1) and abs(int(grey[0, 0, 0, 0]) - 0.299 * 200) <= 1

@@ -43,7 +43,7 @@ class FolderRecords:
             yield image, self.labels[index]
 
 
-def open_folder(path: str, image_format: ImageFormat, on_bad_image: str) -> Opened:
+def open_folder(path: str, image_format: ImageFormat) -> Opened:
     """The classes and splits of a folder; one without splits has only "all".
 
     Classes are sorted by name, and files within a class. Hidden files and those that are no images
@@ -61,9 +61,7 @@ def open_folder(path: str, image_format: ImageFormat, on_bad_image: str) -> Open
             f"in train, validation and test; found {', '.join(class_names) or 'none'}"
         )
     files = {name: _find_files(folder, class_names) for name, folder in folders.items()}
-    image_shape = _find_shape(
-        [path for paths, _ in files.values() for path in paths], image_format, on_bad_image
-    )
+    image_shape = _find_shape([path for paths, _ in files.values() for path in paths], image_format)
     full = ImageFormat(image_shape[:2], image_format.resize, image_shape[2])
     records: dict[str, Records] = {
         name: FolderRecords(*of_split, full) for name, of_split in files.items()
@@ -120,9 +118,7 @@ def _find_files(
     return tuple(paths), tuple(labels)
 
 
-def _find_shape(
-    paths: list[str], image_format: ImageFormat, on_bad_image: str
-) -> tuple[int, int, int]:
+def _find_shape(paths: list[str], image_format: ImageFormat) -> tuple[int, int, int]:
     """The one shape of all images: from the format, and where it is open from the files."""
     size, _, channels = image_format
     if size and channels:
@@ -131,8 +127,8 @@ def _find_shape(
     def probe(indices: np.ndarray) -> dict[tuple[int, int, int], str]:
         shapes = {}
         for index in indices:
-            # A damaged image that is to be skipped has no say; it is reported when it is decoded.
-            with contextlib.suppress(*([UserError] if on_bad_image == "skip" else [])):
+            # A damaged image has no say; it is reported when it is decoded.
+            with contextlib.suppress(UserError):
                 shapes.setdefault(probe_image(paths[index]), paths[index])
         return shapes
 

@@ -30,8 +30,7 @@ def read_image(path: str | Path, size: tuple[int, ...], resize: str, channels: i
     """
     try:
         with Image.open(path, formats=FILE_FORMATS) as image:
-            image.load()  # strict: truncated data is an error
-            pixels = _to_pixels(image)
+            pixels = _to_pixels(image)  # loads it; to Pillow truncated data is an error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise _explain(path, error) from error
     return fit_image(pixels, size, resize, channels)

@@ -59,7 +59,7 @@ def load_dataset(
     elif kind == "folder" and name:
         from flaxcnn.data.folder import open_folder
 
-        opened = open_folder(name, image_format, on_bad_image)
+        opened = open_folder(name, image_format)
         dataset = _load(source, opened, on_bad_image, resident_limit)
     else:
         raise UserError(f"data.source must be digits, tfds:<name> or folder:<path>, got {source!r}")

@@ -28,7 +28,7 @@ from flaxcnn.training.workdir import Workdir
 # Multiply-adds per second that a call is planned with, for about half a second of work. Fixed
 # numbers and no clock: the steps per call decide the bits of the result.
 _PLANNED_RATE = {"cpu": 2e10, "gpu": 2e13, "tpu": 2e13}
-_STREAMED_BYTES_PER_CALL = 2**28
+_STREAMED_BYTES_PER_CALL = 2**26
 
 
 @dataclasses.dataclass

@@ -74,9 +74,16 @@ def test_padding_is_lax(padding):
     assert_close(value_and_gradients(conv), value_and_gradients(lax_conv))
 
 
+def transpose(conv, x, kernel):
+    """Applies both transposes to one cotangent, mapped or not whatever x and kernel are."""
+    y, apply = jax.vjp(conv, x, kernel)
+    return apply(random(2, *y.shape))
+
+
 TRANSFORMS = {
     "convolution": lambda f: f,
     "gradient": gradients,
+    "transposes": lambda f: lambda x, k: transpose(f, x, k),
     "jvp": lambda f: lambda x, k: jax.jvp(f, (x, k), (jnp.cos(x), jnp.sin(k))),
     "jvp of gradient": lambda f: lambda x, k: jax.jvp(
         gradients(f), (x, k), (jnp.cos(x), jnp.sin(k))
@@ -102,7 +109,7 @@ def test_transforms_are_lax(transform):
 
 
 @pytest.mark.parametrize("axes", [(1, None), (None, 2), (0, 3), (-1, 0)], ids=str)
-@pytest.mark.parametrize("of", ["convolution", "gradient", "jvp of gradient"])
+@pytest.mark.parametrize("of", ["convolution", "transposes", "jvp of gradient"])
 def test_vmap_is_lax(of, axes):
     x, kernel = random(0, 2, 5, 4, 3), random(1, 3, 2, 3, 2)
     stacks = [

@@ -119,7 +119,7 @@ def test_a_mistake_can_be_corrected_in_the_same_workdir(run_command, tmp_path):
     workdir = tmp_path / "run"
     wrong = run_command("train.py", "--workdir", workdir, "--config.optimizer.name=adamm")
     assert wrong.returncode == 2
-    right = run_command("train.py", "--workdir", workdir, "--config.epochs=1")
+    right = run_command("train.py", "--workdir", workdir, "--config.epochs=2")
     assert right.returncode == 0, right.stderr
 
 
@@ -134,6 +134,7 @@ def test_no_space_left(run_command, tmp_path):
         assert failed.returncode == 2
         assert "no space left on the disk of --workdir" in failed.stderr
         assert "Traceback" not in failed.stderr
+        assert not list(tmp_path.glob("run/checkpoints/*"))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 

@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from multiprocessing import connection
 from typing import Any
 
@@ -144,7 +144,7 @@ class Resident:
     def __init__(self, split: Split):
         self.arrays = split.load(np.arange(len(split)))
 
-    def feed(self, plan: Plan, start: int = 0) -> Iterator[np.ndarray]:
+    def feed(self, plan: Plan, start: int = 0) -> Generator[np.ndarray]:
         """Indices int32 [K, B] of each call from `start` on."""
         for call in range(start, len(plan)):
             yield plan[call]

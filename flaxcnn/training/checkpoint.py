@@ -5,7 +5,10 @@ written in the background and appears under its name only when complete (orbax r
 temporary folder), so a run killed while saving has lost nothing it had.
 """
 
+import errno
 import logging
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from flaxcnn.errors import UserError
 from flaxcnn.training.state import TrainState, hash_tree
 
+_SPACE_FOR_METADATA = 2**18  # bytes, of a checkpoint beside its arrays
 History = list[dict[str, float]]  # one row of validation metrics per epoch
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs each step of each save
@@ -32,6 +36,8 @@ class Checkpoints:
         policies: Any = ocp.training.preservation_policies
         sign = -1 if monitor == "loss" else 1
         self._score = lambda metrics: sign * metrics[monitor]
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
         self._checkpointer = ocp.training.Checkpointer(
             str(directory.absolute()),
             preservation_policy=policies.AnyPreservationPolicy(
@@ -56,6 +62,7 @@ class Checkpoints:
         metrics: Any = history[-1] if validated else None
         # A copy on the host: the next step donates the buffers that are being written.
         state = jax.device_get(_without_typed_keys(state))
+        self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         metadata = {"history": history, "sha256": hash_tree(state)}
         self._checkpointer.save_checkpointables_async(
             step,
@@ -65,6 +72,12 @@ class Checkpoints:
             metrics=metrics,
             custom_metadata=metadata,
         )
+
+    def _check_space(self, size: int) -> None:
+        """Raises OSError before a save that cannot end well: orbax's own end is many tracebacks."""
+        free = shutil.disk_usage(self._directory).free
+        if free < size + _SPACE_FOR_METADATA:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def restore_latest(self, abstract: TrainState) -> tuple[int, TrainState, History] | None:
         """The newest checkpoint that is whole, as (step, state, history); None if there is none.

@@ -3,16 +3,21 @@
 python train.py --config configs/mnist_tiny.py
 """
 
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
-    """Twenty epochs of Adam with a one-cycle schedule and averaged weights."""
+    """Twenty epochs of AdamW with a one-cycle schedule, label smoothing and averaged weights."""
     return Config(
         model=ModelConfig(name="mnist_tiny"),
         data=DataConfig(source="tfds:mnist", batch_size=64, validation=0.05),
+        loss=LossConfig(label_smoothing=0.1),
         optimizer=OptimizerConfig(
-            name="adam", learning_rate=0.01, schedule="one_cycle", ema_decay=0.999
+            name="adamw",
+            learning_rate=0.01,
+            weight_decay=0.01,
+            schedule="one_cycle",
+            ema_decay=0.999,
         ),
         epochs=20,
     )

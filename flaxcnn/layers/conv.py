@@ -11,7 +11,8 @@ So a stride-1 convolution here is one of three bilinear maps between images, ker
     kernel_gradient(images, outputs) -> kernel
 
 Each map's transposes are the other two, hence derivatives of every order stay within the three,
-and each has a lowering of its own: canonical layouts on CPU, XLA's native form elsewhere.
+and each has a lowering of its own: XLA's native form on GPU and TPU; on CPU canonical layouts for
+the first two and matrix products for the third, which were measured to be faster still.
 """
 
 import functools
@@ -29,6 +30,8 @@ Array = jax.Array
 Pads = tuple[tuple[int, int], ...]
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+
+_FEW_CHANNELS = 8  # below this the taps of a kernel's row make one matrix product
 
 
 def conv(
@@ -139,13 +142,41 @@ def _input_gradient(dy, kernel, *, pads, precision, canonical):
     return _convolve(dy, kernel, pads=border, precision=precision, layout=layout)
 
 
-def _kernel_gradient(x, dy, *, pads, precision, canonical):
+def _kernel_gradient(x, dy, *, pads, precision):
     # The sum over examples and positions is a convolution with examples in the place of channels.
-    if canonical:
-        x, dy = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
-        return _convolve(x, dy, pads=pads, precision=precision).transpose(1, 2, 0, 3)
     layout = ("CHWN", "IHWO", "HWNC")
     return _convolve(x, dy, pads=pads, precision=precision, layout=layout)
+
+
+def _kernel_gradient_by_taps(x, dy, *, pads, precision):
+    """One matrix product per tap of the kernel: images shifted by the tap, times `dy`.
+
+    Against a canonical convolution, which has to transpose both operands, it is 1.0 to 2.3 times
+    faster (64 examples, 2 CPU cores: 18 ms, not 38, at 14x14x64 -> 128; 30, not 49, at 7x7x256 ->
+    256). With few channels a product is too narrow, so there the taps of a row are put side by side
+    as channels (32 ms, not 197, at 28x28x3 -> 128 with 5x5 taps and 128 examples).
+    """
+    (height, width), channels = dy.shape[1:3], x.shape[-1]
+    kernel_height, kernel_width = (
+        size + low + high - out + 1
+        for size, (low, high), out in zip(x.shape[1:3], pads, (height, width), strict=True)
+    )
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)))
+    columns = [x[:, :, j : j + width] for j in range(kernel_width)]
+    if channels < _FEW_CHANNELS:
+        columns = [jnp.concatenate(columns, axis=-1)]
+    dy = dy.reshape(-1, dy.shape[-1])
+    products = [
+        lax.dot_general(
+            column[:, i : i + height].reshape(-1, column.shape[-1]),
+            dy,
+            (((0,), (0,)), ((), ())),
+            precision=precision,
+        )
+        for i in range(kernel_height)
+        for column in columns
+    ]
+    return jnp.stack(products).reshape(kernel_height, kernel_width, channels, -1)
 
 
 def _make_bilinear_map(
@@ -200,8 +231,8 @@ input_gradient_p = _make_bilinear_map(
 )
 kernel_gradient_p = _make_bilinear_map(
     "convolve_kernel_gradient",
-    native=functools.partial(_kernel_gradient, canonical=False),
-    cpu=functools.partial(_kernel_gradient, canonical=True),
+    native=_kernel_gradient,
+    cpu=_kernel_gradient_by_taps,
     folds=((3, 2), (3, 3)),
 )
 

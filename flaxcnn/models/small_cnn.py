@@ -219,7 +219,7 @@ VARIANTS = {
         statistics=160,
         macs=2_032_368,
         paper="this project",
-        year=2025,
+        year=2026,
     ),
     "digits_cnn": Variant(
         network=SmallCNN,
@@ -235,6 +235,6 @@ VARIANTS = {
         statistics=192,
         macs=330_368,
         paper="this project",
-        year=2025,
+        year=2026,
     ),
 }

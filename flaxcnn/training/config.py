@@ -23,6 +23,9 @@ class ModelConfig:
     name: str = "lenet5_dense"
     kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)
 
+    def __post_init__(self):
+        self.kwargs = ConfigDict(self.kwargs)  # a plain dict will do; flags cannot add to one
+
 
 @dataclasses.dataclass
 class DataConfig:
@@ -72,6 +75,9 @@ class OptimizerConfig:
     clip_adaptive: float = 0.0  # unit-wise, relative to the weights (Brock 2021)
     accumulate: int = 1  # micro-batches per update; must divide the batch size
     ema_decay: float = 0.0  # 0 keeps no average; evaluation uses the average where there is one
+
+    def __post_init__(self):
+        self.kwargs = ConfigDict(self.kwargs)
 
 
 @dataclasses.dataclass
@@ -212,9 +218,6 @@ def _check_types(config: Any, default: Any, prefix: str) -> None:
     for field in dataclasses.fields(default):
         name, value = prefix + field.name, getattr(config, field.name)
         expected = getattr(default, field.name)
-        if isinstance(expected, ConfigDict) and isinstance(value, dict):
-            value = ConfigDict(value)
-            setattr(config, field.name, value)
         if isinstance(expected, float) and type(value) is int:
             value = float(value)
             setattr(config, field.name, value)

@@ -38,7 +38,7 @@ def test_the_defaults_are_valid_and_plain_kwargs_are_taken():
         ("data.image_size", ("a",), "data.image_size must hold numbers only, got ('a',)"),
         ("optimizer.accumulate", 5, "optimizer.accumulate must divide data.batch_size: 5 does not"),
         ("optimizer.ema_decay", 1.0, "optimizer.ema_decay must be in [0, 1), got 1.0"),
-        ("model.kwargs", {"f": print}, "the config must hold plain values only"),
+        ("model.kwargs", ConfigDict({"f": print}), "the config must hold plain values only"),
         ("data.bach_size", 3, "the config has no field data.bach_size; did you mean data.batch_si"),
     ],
 )

@@ -37,7 +37,12 @@ def parse_flags(argv: list[str]) -> tuple[Config, str]:
     if {"--help", "-h", "-help"} & set(argv[1:]):
         print(f"{__doc__}\n{values.get_help()}")
         sys.exit(0)
-    rest = values(argv)[1:]
+    try:
+        rest = values(argv)[1:]
+    except flags.Error:
+        raise
+    except Exception as error:  # whatever the config file itself raises
+        raise UserError(f"--config cannot be read: {type(error).__name__}: {error}") from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
     name = config_flags.get_config_filename(values["config"])

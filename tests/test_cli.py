@@ -115,6 +115,25 @@ def test_a_mistake_is_one_line_and_status_2(arguments, line, run_command, tmp_pa
     assert not list(workdir.glob("checkpoints/*"))
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("from flaxcnn.training import Config\nget_config = lambda: Config(epoch=3)", "'epoch'"),
+        ("get_config = lambda: {}", "get_config() must return a flaxcnn Config, got dict"),
+        ("x = 3", "get_config"),
+        ("def", "SyntaxError"),
+    ],
+)
+def test_a_wrong_config_file_is_one_line(content, line, run_command, tmp_path):
+    (tmp_path / "config.py").write_text(content)
+    failed = run_command(
+        "train.py", "--config", tmp_path / "config.py", "--workdir", tmp_path / "r"
+    )
+    assert failed.returncode == 2
+    assert line in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
 def test_a_mistake_can_be_corrected_in_the_same_workdir(run_command, tmp_path):
     workdir = tmp_path / "run"
     wrong = run_command("train.py", "--workdir", workdir, "--config.optimizer.name=adamm")

@@ -1,24 +1,46 @@
-"""The bricks every network is made of. BatchNorm is Flax's own."""
-
-from flax.linen import BatchNorm
+"""The bricks every network is made of."""
 
 from flaxcnn.layers.activation import ACTIVATIONS, Activation, get_activation
-from flaxcnn.layers.conv import Conv, conv
+from flaxcnn.layers.conv import (
+    Conv,
+    ConvTranspose,
+    DepthwiseConv,
+    SeparableConv,
+    conv,
+    conv_transpose,
+)
 from flaxcnn.layers.noise import Dropout, GaussianDropout, GaussianNoise
-from flaxcnn.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
+from flaxcnn.layers.norm import BatchNorm, local_response_norm
+from flaxcnn.layers.pool import (
+    avg_pool,
+    channel_max_pool,
+    global_avg_pool,
+    global_max_pool,
+    l2_pool,
+    max_pool,
+    roi_max_pool,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
     "BatchNorm",
     "Conv",
+    "ConvTranspose",
+    "DepthwiseConv",
+    "SeparableConv",
     "Dropout",
     "GaussianDropout",
     "GaussianNoise",
     "avg_pool",
+    "channel_max_pool",
     "conv",
+    "conv_transpose",
     "get_activation",
     "global_avg_pool",
     "global_max_pool",
+    "l2_pool",
+    "local_response_norm",
     "max_pool",
+    "roi_max_pool",
 ]

@@ -90,7 +90,7 @@ def _train(
     """The final state, or None when stopped by a signal (the state is then saved)."""
     parallel, plan = experiment.parallel, experiment.plan
     step, state, history = _restore_or_start(experiment, checkpoints)
-    if step == plan.total_steps:
+    if step == plan.total_steps or _finished_early(experiment.config, history):
         return state
     loop = _Loop(experiment, history, parallel.replicate(state))
     with Logger(folder, step, plan.total_steps) as logger:
@@ -100,7 +100,7 @@ def _train(
                 loop.validate(end_of_call, logger)
                 loop.save(checkpoints, end_of_call, validated=True)
                 saved = True
-                if loop.finished_early():
+                if _finished_early(experiment.config, history):
                     break
             elif loop.save_is_due(end_of_call):
                 loop.save(checkpoints, end_of_call, validated=False)
@@ -120,6 +120,13 @@ def _restore_or_start(
         return 0, experiment.initial_state(), []
     print(f"going on from step {restored[0]} of {experiment.plan.total_steps}")
     return restored
+
+
+def _finished_early(config: Config, history: History) -> bool:
+    """Whether `early_stopping` epochs have passed without a better `monitor`."""
+    values = [row[config.monitor] for row in history]
+    patience, higher = config.early_stopping, config.monitor == "accuracy"
+    return patience > 0 and should_stop(values, patience, higher_is_better=higher)
 
 
 class _Loop:
@@ -183,13 +190,6 @@ class _Loop:
         self.history.append(row)
         shown = " · ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         logger.log_validation(row, f"epoch {epoch}: validation {shown}")
-
-    def finished_early(self) -> bool:
-        """Whether `early_stopping` epochs have passed without a better `monitor`."""
-        config = self.experiment.config
-        values = [row[config.monitor] for row in self.history]
-        patience, higher = config.early_stopping, config.monitor == "accuracy"
-        return patience > 0 and should_stop(values, patience, higher_is_better=higher)
 
     def save_is_due(self, step: int) -> bool:
         """Whether the call that ends at `step` crossed a multiple of `checkpoint.every_steps`."""

@@ -1,12 +1,27 @@
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.test_util import check_grads
 
-from flaxcnn.layers import avg_pool, global_avg_pool, global_max_pool, max_pool
+from flaxcnn.errors import UserError
+from flaxcnn.layers import (
+    avg_pool,
+    channel_max_pool,
+    global_avg_pool,
+    global_max_pool,
+    l2_pool,
+    max_pool,
+    roi_max_pool,
+)
+
+TORCH = json.loads((Path(__file__).parents[1] / "reference" / "torch_pool.json").read_text())
+POOLS = {"max_pool": max_pool, "avg_pool": avg_pool, "l2_pool": l2_pool}
 
 # window, strides, padding
 WINDOWS = [
@@ -110,9 +125,225 @@ def test_global_pools():
     np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("pool", [max_pool, avg_pool])
-def test_bfloat16_stays(pool):
-    assert pool(ties(1, 4, 4, 1).astype(jnp.bfloat16), (2, 2), (2, 2)).dtype == jnp.bfloat16
+@pytest.mark.parametrize("case", TORCH["windows"], ids=lambda case: case["pool"])
+def test_pools_and_their_gradients_are_pytorchs(case):
+    window, strides, pad, ceil_mode, *count_include_pad = case["arguments"].values()
+    window, strides = tuple(window), tuple(strides)
+    x = jnp.asarray(TORCH["ties" if case["pool"] == "max_pool" else "normal"], jnp.float32)
+
+    @jax.jit
+    def value_and_gradient(x):
+        y, transpose = jax.vjp(
+            lambda x: POOLS[case["pool"]](
+                x, window, strides, [(size, size) for size in pad], *count_include_pad, ceil_mode
+            ),
+            x,
+        )
+        dy = jnp.arange(y.size, dtype=y.dtype).reshape(y.shape) % 7 - 3
+        return y, transpose(dy)[0]
+
+    y, dx = value_and_gradient(x)
+    np.testing.assert_allclose(y, case["y"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dx, case["dx"], rtol=1e-5, atol=2e-6)
+
+
+def starts_of_windows(size, window, stride, border):
+    low, high = border
+    return [
+        start
+        for start in range(0, low + size, stride)  # in the image or its left padding
+        if start - stride + window < low + size + high  # the one before did not reach the end
+    ]
+
+
+@pytest.mark.parametrize("window", [2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("borders", [((0, 0), (1, 1)), ((0, 1), (1, 0))], ids=str)
+def test_ceil_mode_is_a_loop_over_windows(window, stride, borders):
+    x = np.random.default_rng(0).normal(size=(6, 7)).astype(np.float32)
+    rows, cols = (
+        starts_of_windows(size, window, stride, border)
+        for size, border in zip(x.shape, borders, strict=True)
+    )
+    for pool, value, reduce in [(max_pool, -np.inf, np.max), (avg_pool, 0, np.mean)]:
+        padded = np.pad(x, borders, constant_values=value)
+        expected = [
+            [reduce(padded[i : i + window, j : j + window]) for j in cols] for i in rows
+        ]  # a slice ends with its array: what sticks out of the border is left out
+        pooled = jax.jit(pool, static_argnums=(1, 2, 3), static_argnames="ceil_mode")(
+            x[None, :, :, None], (window, window), (stride, stride), borders, ceil_mode=True
+        )
+        np.testing.assert_allclose(pooled[0, :, :, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ceil_mode_adds_nothing_to_same_padding():
+    x = ties(1, 7, 8, 2)
+    for window, strides in [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((1, 1), (3, 3))]:
+        np.testing.assert_array_equal(
+            max_pool(x, window, strides, "SAME", ceil_mode=True),
+            nn.max_pool(x, window, strides, "SAME"),
+        )
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_l2_pool_is_the_root_of_a_window_sum(window):
+    x = weights(jnp.zeros((2, 7, 8, 3)))
+    shape, strides, padding = window
+    if not isinstance(padding, str):
+        padding = ((0, 0), *padding, (0, 0))
+    strides = (1, *(strides or (1, 1)), 1)
+    total = jax.lax.reduce_window(x * x, 0.0, jax.lax.add, (1, *shape, 1), strides, padding)
+    np.testing.assert_allclose(_call(l2_pool, window, x), np.sqrt(total), rtol=1e-5)
+
+
+def test_derivatives_of_l2_pool_at_zeros_are_zero():
+    def f(x):
+        return l2_pool(x, (2, 2), (2, 2)).sum()
+
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(2.0)
+    first, second = jax.jit(lambda x: jax.jvp(jax.grad(f), (x,), (jnp.ones_like(x),)))(x)
+    np.testing.assert_array_equal(first, x / 2)  # the other windows hold zeros only
+    assert np.isfinite(second).all()
+    np.testing.assert_array_equal(second[0, 2:], 0)
+
+
+def test_channel_max_pool():
+    x = ties(2, 3, 4, 6)
+    expected = np.stack([np.asarray(x)[..., i : i + 3].max(-1) for i in (0, 3)], -1)
+    np.testing.assert_array_equal(channel_max_pool(x, 3), expected)
+    dx = jax.grad(lambda x: channel_max_pool(x, 3).sum())(x)
+    groups = np.asarray(x).reshape(2, 3, 4, 2, 3)
+    first = groups.argmax(-1)[..., None] == np.arange(3)
+    np.testing.assert_array_equal(dx, first.reshape(x.shape))
+    for group_size in (0, 4):
+        with pytest.raises(UserError, match="does not divide 6"):
+            channel_max_pool(x, group_size)
+
+
+BOXES = np.array(
+    [
+        [0, 0, 0, 11, 9],
+        [1, 1, 3, 8, 12],
+        [1, -6, -3, 5, 5],  # clipped at the top left; -3 / 2 rounds away from zero
+        [0, 7, 5, 30, 22],  # clipped at the bottom right
+        [0, 40, 40, 60, 60],  # outside
+        [1, 9, 9, 4, 4],  # reversed: one pixel
+        [0, 2.9, 3.1, 3.2, 9.7],
+        [-1, 0, 0, 11, 9],  # of no image
+    ],
+    np.float32,
+)
+
+
+def round_half_away(value):
+    return int(np.copysign(np.floor(abs(value) + 0.5), value))
+
+
+def loop_roi(x, boxes, output_size, scale):
+    """Pools by the loops of Fast R-CNN, and returns the gradient of the sum too, ties to first."""
+    _, height, width, channels = x.shape
+    y, dx = np.zeros((len(boxes), *output_size, channels)), np.zeros(x.shape)
+    for r, (image, *corners) in enumerate(boxes):
+        x1, y1, x2, y2 = (round_half_away(corner * scale) for corner in corners)
+        bin_height = max(y2 - y1 + 1, 1) / output_size[0]
+        bin_width = max(x2 - x1 + 1, 1) / output_size[1]
+        for i, j in np.ndindex(*output_size):
+            top = np.clip(int(np.floor(i * bin_height + 1e-9)) + y1, 0, height)
+            bottom = np.clip(int(np.ceil((i + 1) * bin_height - 1e-9)) + y1, 0, height)
+            left = np.clip(int(np.floor(j * bin_width + 1e-9)) + x1, 0, width)
+            right = np.clip(int(np.ceil((j + 1) * bin_width - 1e-9)) + x1, 0, width)
+            if image < 0 or top >= bottom or left >= right:
+                continue
+            for c in range(channels):
+                values = x[int(image), top:bottom, left:right, c]
+                row, col = np.unravel_index(values.argmax(), values.shape)
+                y[r, i, j, c] = values[row, col]
+                dx[int(image), top + row, left + col, c] += 1
+    return y, dx
+
+
+@pytest.mark.parametrize("output_size, scale", [((2, 3), 0.5), ((7, 7), 0.5), ((3, 2), 1.0)])
+def test_roi_max_pool_and_its_gradient_are_loops_with_ties(output_size, scale):
+    x = ties(2, 8, 7, 3)
+
+    @jax.jit
+    def value_and_gradient(x):
+        y, transpose = jax.vjp(lambda x: roi_max_pool(x, jnp.asarray(BOXES), output_size, scale), x)
+        return y, transpose(jnp.ones_like(y))[0]
+
+    y, dx = value_and_gradient(x)
+    expected_y, expected_dx = loop_roi(np.asarray(x), BOXES, output_size, scale)
+    np.testing.assert_array_equal(y, expected_y)
+    np.testing.assert_array_equal(dx, expected_dx)
+
+
+def test_roi_bins_are_exact():
+    x = jnp.arange(64, dtype=jnp.float32).reshape(1, 64, 1, 1)
+    box = jnp.array([[0, 0, 0, 0, 56.0]])  # in float32, 57 / 7 * 7 > 57
+    np.testing.assert_array_equal(roi_max_pool(x, box, (7, 1))[0, -1], [[56]])
+
+
+def test_roi_max_pool_maps_over_images_and_boxes():
+    x, boxes = (
+        ties(3, 2, 8, 7, 2),
+        np.stack([BOXES, BOXES[::-1], BOXES + np.float32([0, 1, 1, 1, 1])]),
+    )
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, 0))
+    @jax.grad
+    def gradient(x, boxes):
+        return roi_max_pool(x, boxes, (2, 2)).sum()
+
+    assert "scatter(" not in gradient.lower(x, boxes).compile().as_text()
+    for actual, image, box in zip(gradient(x, boxes), x, boxes, strict=True):
+        np.testing.assert_array_equal(actual, loop_roi(np.asarray(image), box, (2, 2), 1.0)[1])
+
+
+EVERY_POOL = {
+    "max_pool": functools.partial(
+        max_pool, window_shape=(3, 2), strides=(2, 1), padding=((1, 1), (1, 0)), ceil_mode=True
+    ),
+    "avg_pool": functools.partial(
+        avg_pool, window_shape=(3, 2), strides=(2, 1), padding=((1, 1), (1, 0)), ceil_mode=True
+    ),
+    "l2_pool": functools.partial(l2_pool, window_shape=(2, 2), strides=(2, 2), ceil_mode=True),
+    "channel_max_pool": functools.partial(channel_max_pool, group_size=3),
+    "global_avg_pool": global_avg_pool,
+    "global_max_pool": global_max_pool,
+    "roi_max_pool": functools.partial(
+        roi_max_pool,
+        boxes=jnp.array([[0, 0, 0, 3, 3.0], [1, 1, 2, 4, 4]]),
+        output_size=(2, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_POOL)
+def test_derivatives_are_finite_differences_without_scatter(name):
+    # Distinct values a finite difference cannot reorder.
+    x = np.random.default_rng(0).permutation(2 * 6 * 5 * 3).reshape(2, 6, 5, 3) / 60 - 1.5
+    x = jnp.asarray(x, jnp.float32)
+
+    def f(x):
+        return jnp.sin(EVERY_POOL[name](x))
+
+    modes = ["rev"] if name == "roi_max_pool" else ["fwd", "rev"]  # its loop compiles for seconds
+    check_grads(jax.jit(f), (x,), order=2, modes=modes, atol=2e-2, rtol=2e-2, eps=2e-3)
+    text = jax.jit(jax.grad(lambda x: f(x).sum())).lower(x).compile().as_text()
+    assert "scatter(" not in text and "reduce-window(" not in text
+
+
+@pytest.mark.parametrize("name", EVERY_POOL)
+def test_half_precision_stays_and_maps(name):
+    pool, x = EVERY_POOL[name], ties(2, 2, 6, 5, 3).astype(jnp.bfloat16)
+    y = jax.jit(jax.vmap(pool))(x)
+    assert y.dtype == jnp.bfloat16
+    for mapped, images in zip(y, x, strict=True):
+        # Eight bits of mantissa: the sums are float32.
+        np.testing.assert_allclose(
+            mapped.astype(jnp.float32), jax.jit(pool)(images.astype(jnp.float32)), rtol=2**-8
+        )
 
 
 def _call(pool, window, x, **arguments):

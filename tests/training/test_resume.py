@@ -115,6 +115,20 @@ def test_sigterm_saves_and_the_same_command_goes_on(reference, command_env, run_
     assert final_hash(finished.stdout) == expected
 
 
+def test_a_run_that_stopped_early_and_was_killed_before_its_report_does_not_go_on(
+    run_command, tmp_path
+):
+    arguments = ["--config.early_stopping=1", "--config.monitor=loss", "--config.epochs=30"]
+    arguments += ["--config.optimizer.learning_rate=0.5"]  # soon worse than before
+    first = run_command("train.py", "--workdir", tmp_path / "run", *arguments)
+    steps = json.loads((tmp_path / "run" / "result.json").read_text())["steps"]
+    assert steps < 30 * 40
+    (tmp_path / "run" / "result.json").unlink()
+    second = run_command("train.py", "--workdir", tmp_path / "run", *arguments)
+    assert final_hash(second.stdout) == final_hash(first.stdout)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == steps
+
+
 def test_a_finished_run_prints_its_result_again_and_does_nothing(reference, run_command):
     feeder, expected, workdir = reference
     before = {f: f.stat().st_mtime_ns for f in workdir.rglob("*.json*")}

@@ -1,0 +1,77 @@
+"""The fixed part of a convolution, and the three maps in the form that `lax` gives them."""
+
+import dataclasses
+
+import jax
+from jax import lax
+
+Array = jax.Array
+
+_LAYOUTS = {
+    1: ("NHC", "HIO", "NHC"),
+    2: ("NHWC", "HWIO", "NHWC"),
+    3: ("NHWDC", "HWDIO", "NHWDC"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvSpec:
+    """All of a convolution but its operands; the tuples have one entry per spatial axis.
+
+    The sizes are here because neither can be told from the other operand and the outputs.
+    """
+
+    input_size: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+    precision: lax.PrecisionLike
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """Size of the maps that come out."""
+        return tuple(
+            (padded - (kernel - 1) * dilation - 1) // stride + 1
+            for padded, kernel, dilation, stride in zip(
+                self.padded_size, self.kernel_size, self.dilation, self.strides, strict=True
+            )
+        )
+
+    @property
+    def padded_size(self) -> tuple[int, ...]:
+        """Size of the images with their padding."""
+        return tuple(
+            size + low + high for size, (low, high) in zip(self.input_size, self.pads, strict=True)
+        )
+
+
+def convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
+    """Images [N, *input, C], kernel [*kernel, C/groups, F] -> outputs [N, *output, F]."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        spec.strides,
+        spec.pads,
+        rhs_dilation=spec.dilation,
+        dimension_numbers=_LAYOUTS[len(spec.input_size)],
+        feature_group_count=spec.groups,
+        precision=spec.precision,
+    )
+
+
+def input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
+    """The transpose of `convolve` in its images: outputs, kernel -> images."""
+    channels = kernel.shape[-2] * spec.groups
+    x = jax.ShapeDtypeStruct((dy.shape[0], *spec.input_size, channels), dy.dtype)
+    (dx,) = jax.linear_transpose(lambda x: convolve(x, kernel, spec), x)(dy)
+    return dx
+
+
+def kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
+    """The transpose of `convolve` in its kernel: images, outputs -> kernel."""
+    channels = x.shape[-1] // spec.groups
+    kernel = jax.ShapeDtypeStruct((*spec.kernel_size, channels, dy.shape[-1]), x.dtype)
+    (dkernel,) = jax.linear_transpose(lambda kernel: convolve(x, kernel, spec), kernel)(dy)
+    return dkernel

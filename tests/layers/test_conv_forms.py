@@ -1,0 +1,218 @@
+"""Strides, dilation, groups, one to three dimensions: every form equals `lax`, in every order."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from flaxcnn.layers import Conv, ConvTranspose, DepthwiseConv, SeparableConv, conv, conv_transpose
+
+LAYOUTS = {3: ("NHC", "HIO", "NHC"), 4: ("NHWC", "HWIO", "NHWC"), 5: ("NHWDC", "HWDIO", "NHWDC")}
+
+# (images, kernel, arguments): a way of conv_cpu.py each, and sizes that leave a rest.
+FORMS = {
+    "3x3 / 2": ((2, 7, 6, 3), (3, 3, 3, 4), {"strides": 2}),
+    "3x3 / 2 on even sizes": ((2, 8, 6, 3), (3, 3, 3, 4), {"strides": 2}),
+    "3x3 / 2 padded by 1": (
+        (2, 8, 6, 3),
+        (3, 3, 3, 4),
+        {"strides": 2, "padding": ((1, 1), (1, 1))},
+    ),
+    "7x7 / 2, many channels": ((1, 13, 12, 9), (7, 7, 9, 2), {"strides": 2}),
+    "11x11 / 4": ((1, 23, 22, 3), (11, 11, 3, 2), {"strides": 4, "padding": "VALID"}),
+    "2x3 / (3, 1)": ((2, 9, 5, 3), (2, 3, 3, 4), {"strides": (3, 1), "padding": "VALID"}),
+    "cropped": ((2, 9, 8, 3), (3, 2, 3, 4), {"strides": 2, "padding": ((-1, 2), (1, -2))}),
+    "1x1": ((2, 5, 4, 3), (1, 1, 3, 4), {}),
+    "1x1 / 2": ((2, 7, 6, 3), (1, 1, 3, 4), {"strides": 2}),
+    "1x1 / 2, padded and cropped": (
+        (2, 7, 6, 3),
+        (1, 1, 3, 4),
+        {"strides": 2, "padding": ((1, 2), (-1, 0))},
+    ),
+    "dilated": ((2, 9, 8, 3), (3, 2, 3, 4), {"dilation": (2, 3)}),
+    "dilated / 2": ((2, 9, 8, 3), (3, 2, 3, 4), {"dilation": 2, "strides": 2}),
+    "2 groups": ((2, 5, 4, 6), (3, 3, 3, 4), {"groups": 2}),
+    "3 groups / 2": ((2, 7, 6, 6), (3, 3, 2, 9), {"groups": 3, "strides": 2}),
+    "depthwise": ((2, 5, 4, 6), (3, 3, 1, 6), {"groups": 6}),
+    "depthwise / 2": ((2, 7, 6, 4), (3, 3, 1, 4), {"groups": 4, "strides": 2}),
+    "depthwise, 2 filters each": ((2, 7, 6, 3), (3, 2, 1, 6), {"groups": 3, "strides": (1, 2)}),
+    "depthwise, dilated": ((2, 9, 8, 3), (3, 3, 1, 3), {"groups": 3, "dilation": 2}),
+    "one dimension": ((2, 9, 3), (4, 3, 5), {"strides": 2}),
+    "three dimensions": ((1, 5, 4, 6, 2), (3, 2, 3, 2, 3), {"strides": (1, 2, 2)}),
+    "three dimensions, depthwise": ((1, 4, 3, 5, 2), (2, 3, 3, 1, 2), {"groups": 2}),
+}
+
+
+def random(seed, shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def lax_conv(x, kernel, *, strides=1, padding="SAME", dilation=1, groups=1):
+    rank = x.ndim - 2
+    strides, dilation = (
+        (value,) * rank if isinstance(value, int) else value for value in (strides, dilation)
+    )
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=LAYOUTS[x.ndim],
+        feature_group_count=groups,
+    )
+
+
+def assert_close(actual, expected):
+    def check(a, b):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        scale = max(1.0, float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=3e-5, atol=3e-5 * scale)
+
+    jax.tree.map(check, actual, expected)
+
+
+def derivatives(f):
+    """Value, gradient, and the gradient of a function of the gradient."""
+
+    def gradient(x, kernel):
+        return jax.grad(lambda x, k: jnp.sin(f(x, k)).sum(), (0, 1))(x, kernel)
+
+    def second(x, kernel):
+        return jax.grad(lambda x, k: sum(jnp.sin(g).sum() for g in gradient(x, k)), (0, 1))(
+            x, kernel
+        )
+
+    return lambda x, kernel: (f(x, kernel), gradient(x, kernel), second(x, kernel))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_value_and_derivatives_are_lax(form):
+    x_shape, kernel_shape, arguments = form
+    x, kernel = random(0, x_shape), random(1, kernel_shape)
+    ours, theirs = (
+        jax.jit(derivatives(functools.partial(f, **arguments)))(x, kernel) for f in (conv, lax_conv)
+    )
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 1), (2, 0)], ids=str)
+@pytest.mark.parametrize("name", ["3x3 / 2", "3 groups / 2", "depthwise", "1x1 / 2"])
+def test_vmap_is_lax(name, axes):
+    x_shape, kernel_shape, arguments = FORMS[name]
+    stacks = [
+        array if axis is None else jnp.stack([array, jnp.cos(array), 2 * array], axis)
+        for array, axis in zip((random(0, x_shape), random(1, kernel_shape)), axes, strict=True)
+    ]
+
+    def mapped(f):
+        f = functools.partial(f, **arguments)
+        gradient = jax.grad(lambda x, k: jnp.sin(f(x, k)).sum(), (0, 1))
+        return jax.jit(jax.vmap(lambda x, k: (f(x, k), gradient(x, k)), axes))
+
+    assert_close(mapped(conv)(*stacks), mapped(lax_conv)(*stacks))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", ["3x3 / 2", "3 groups / 2", "depthwise / 2", "dilated / 2"])
+def test_accelerators_get_what_lax_writes(name, platform):
+    x_shape, kernel_shape, arguments = FORMS[name]
+    x, kernel = random(0, x_shape), random(1, kernel_shape)
+
+    def convolutions(f):
+        f = functools.partial(f, **arguments)
+        gradient = jax.jit(jax.grad(lambda x, k: jnp.sin(f(x, k)).sum(), (0, 1)))
+        text = jax.export.export(gradient, platforms=[platform])(x, kernel).mlir_module()
+        lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+        return sorted(line.split("dim_numbers = ")[1].split(" loc(")[0] for line in lines)
+
+    assert convolutions(conv) == convolutions(lax_conv)
+
+
+def test_no_convolution_of_a_gradient_on_cpu_leaves_the_fast_form():
+    """Canonical layouts, one group; what is not a convolution is a matrix product or a sum."""
+    for name, (x_shape, kernel_shape, arguments) in FORMS.items():
+        if len(x_shape) != 4:
+            continue
+        f = functools.partial(conv, **arguments)
+        gradient = jax.jit(jax.grad(lambda x, k, f=f: jnp.sin(f(x, k)).sum(), (0, 1)))
+        text = gradient.lower(random(0, x_shape), random(1, kernel_shape)).as_text()
+        for line in text.splitlines():
+            if "stablehlo.convolution" in line:
+                assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line, name
+                assert "batch_group_count = 1" in line and "feature_group_count = 1" in line, name
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("strides", [1, 2, (3, 2), (4, 4)], ids=str)
+@pytest.mark.parametrize("kernel_size", [(3, 3), (4, 2), (1, 5)], ids=str)
+def test_conv_transpose_is_lax(kernel_size, strides, padding):
+    x, kernel = random(0, (2, 4, 5, 3)), random(1, (*kernel_size, 3, 2))
+
+    def theirs(x, kernel):
+        steps = (strides,) * 2 if isinstance(strides, int) else strides
+        return lax.conv_transpose(x, kernel, steps, padding)
+
+    ours = functools.partial(conv_transpose, strides=strides, padding=padding)
+    assert_close(jax.jit(derivatives(ours))(x, kernel), jax.jit(derivatives(theirs))(x, kernel))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shape"),
+    [
+        (
+            Conv(6, (3, 3), strides=2, groups=3, dilation=2),
+            nn.Conv(6, (3, 3), strides=2, feature_group_count=3, kernel_dilation=2),
+            (2, 9, 8, 3),
+        ),
+        (Conv(4, (3,)), nn.Conv(4, (3,)), (2, 7, 3)),
+        (Conv(4, (3, 2, 1)), nn.Conv(4, (3, 2, 1)), (1, 4, 5, 3, 2)),
+        (
+            DepthwiseConv(3, multiplier=2),
+            nn.Conv(6, (3, 3), feature_group_count=3),
+            (2, 5, 6, 3),
+        ),
+        (
+            ConvTranspose(4, (3, 3), strides=2),
+            nn.ConvTranspose(4, (3, 3), strides=(2, 2)),
+            (2, 5, 6, 3),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_weights_are_interchangeable_with_flax(ours, theirs, shape):
+    x = random(0, shape)
+    variables = theirs.init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda v: v + 0.1, variables)  # biases too
+    mine = ours.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, mine) == jax.tree.map(jnp.shape, variables)
+    assert_close(ours.apply(variables, x), theirs.apply(variables, x))
+
+
+def test_separable_is_depthwise_then_pointwise():
+    x = random(0, (2, 6, 5, 3))
+    module = SeparableConv(4, 3, strides=2)
+    params = module.init(jax.random.key(0), x)["params"]
+    shapes = jax.tree.map(jnp.shape, params)
+    assert shapes == {
+        "depthwise": {"kernel": (3, 3, 1, 3)},
+        "pointwise": {"kernel": (1, 1, 3, 4), "bias": (4,)},
+    }
+    y = lax_conv(x, params["depthwise"]["kernel"], strides=2, groups=3)
+    y = jnp.einsum("nhwc,cf->nhwf", y, params["pointwise"]["kernel"][0, 0])
+    assert_close(module.apply({"params": params}, x), y)
+
+
+def test_bfloat16_stays_bfloat16():
+    for x_shape, kernel_shape, arguments in FORMS.values():
+        x, kernel = (
+            random(i, s).astype(jnp.bfloat16) for i, s in enumerate((x_shape, kernel_shape))
+        )
+        y, transpose = jax.vjp(functools.partial(conv, **arguments), x, kernel)
+        assert {a.dtype for a in (y, *transpose(y))} == {jnp.dtype(jnp.bfloat16)}
+        expected = lax_conv(*(a.astype(jnp.float32) for a in (x, kernel)), **arguments)
+        np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=0.05, atol=0.1)

@@ -1,0 +1,100 @@
+import json
+from pathlib import Path
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from flaxcnn.errors import UserError
+from flaxcnn.layers import BatchNorm, local_response_norm
+
+TORCH = json.loads((Path(__file__).parents[1] / "reference" / "torch_pool.json").read_text())
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def loop_response_norm(x, size, k, alpha, beta):
+    """Krizhevsky et al. 2012, section 3.3, with n = size: channels i - n/2 .. i + n/2."""
+    y, channels = np.empty(x.shape, np.float64), x.shape[-1]
+    for i in range(channels):
+        adjacent = x[..., max(0, i - size // 2) : min(channels - 1, i + size // 2) + 1]
+        y[..., i] = x[..., i] / (k + alpha * (adjacent.astype(np.float64) ** 2).sum(-1)) ** beta
+    return y
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 15])
+def test_local_response_norm_is_its_papers(size):
+    x = 10 * normal(2, 3, 3, 7)
+    np.testing.assert_allclose(
+        local_response_norm(x, size=size), loop_response_norm(x, size, 2, 1e-4, 0.75), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        local_response_norm(x, size=size, k=1, alpha=0.5, beta=0.5, divide_alpha=True),
+        loop_response_norm(x, size, 1, 0.5 / size, 0.5),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("case", TORCH["responses"], ids=lambda case: str(case["arguments"]))
+def test_local_response_norm_and_its_gradient_are_pytorchs(case):
+    x = jnp.asarray(TORCH["channels"], jnp.float32)
+    y, transpose = jax.vjp(
+        lambda x: local_response_norm(x, divide_alpha=True, **case["arguments"]), x
+    )
+    np.testing.assert_allclose(y, case["y"], rtol=1e-5, atol=1e-6)
+    dy = jnp.arange(y.size, dtype=y.dtype).reshape(y.shape) % 7 - 3
+    np.testing.assert_allclose(transpose(dy)[0], case["dx"], rtol=1e-5, atol=5e-6)
+
+
+def test_local_response_norm_derivatives():
+    x = jnp.asarray(normal(2, 2, 2, 6))
+
+    def f(x):
+        return local_response_norm(x, size=3, alpha=0.5)
+
+    check_grads(jax.jit(f), (x,), order=2, atol=1e-2, rtol=1e-2, eps=1e-2)
+    text = jax.jit(jax.grad(lambda x: f(x).sum())).lower(x).compile().as_text()
+    assert "scatter(" not in text and "reduce-window(" not in text
+    np.testing.assert_allclose(jax.vmap(f)(x), f(x), rtol=1e-6)
+
+
+def test_local_response_norm_of_half_precision_is_computed_in_float32():
+    x = jnp.asarray(normal(1, 2, 2, 8)).astype(jnp.bfloat16)
+    y = local_response_norm(x)
+    assert y.dtype == jnp.bfloat16
+    expected = loop_response_norm(np.asarray(x.astype(jnp.float32)), 5, 2, 1e-4, 0.75)
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=2**-8)
+
+
+def test_an_empty_window_is_refused():
+    with pytest.raises(UserError, match="size is 0"):
+        local_response_norm(jnp.ones((1, 1, 1, 2)), size=0)
+
+
+def test_batch_norm_is_flax():
+    assert BatchNorm is flax.linen.BatchNorm
+
+
+def test_batch_norm_statistics_are_pytorchs_up_to_the_bias_of_the_variance():
+    x, momentum, epsilon = 3 * normal(4, 3, 2, 5) + 1, 0.1, 1e-5  # momentum in PyTorch's sense
+    old_mean, old_var = normal(5), np.abs(normal(5)) + 0.5
+    norm = BatchNorm(use_running_average=False, momentum=1 - momentum, epsilon=epsilon)
+    variables = {
+        "params": {"scale": jnp.ones(5), "bias": jnp.zeros(5)},
+        "batch_stats": {"mean": jnp.asarray(old_mean), "var": jnp.asarray(old_var)},
+    }
+    y, updates = norm.apply(variables, jnp.asarray(x), mutable=["batch_stats"])
+    mean, biased, count = x.mean((0, 1, 2)), x.var((0, 1, 2)), 4 * 3 * 2
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(biased + epsilon), rtol=1e-4, atol=1e-5)
+    new = updates["batch_stats"]
+    np.testing.assert_allclose(new["mean"], (1 - momentum) * old_mean + momentum * mean, rtol=1e-5)
+    unbiased = x.var((0, 1, 2), ddof=1)
+    pytorchs_var = (1 - momentum) * old_var + momentum * unbiased
+    np.testing.assert_allclose(
+        new["var"], pytorchs_var - momentum * biased / (count - 1), rtol=1e-5
+    )

@@ -24,7 +24,7 @@ class ModelConfig:
     kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)
 
     def __post_init__(self):
-        self.kwargs = ConfigDict(self.kwargs)  # a plain dict will do; flags cannot add to one
+        self.kwargs = ConfigDict(dict(self.kwargs))  # a plain dict will do; flags cannot add to it
 
 
 @dataclasses.dataclass
@@ -77,7 +77,7 @@ class OptimizerConfig:
     ema_decay: float = 0.0  # 0 keeps no average; evaluation uses the average where there is one
 
     def __post_init__(self):
-        self.kwargs = ConfigDict(self.kwargs)
+        self.kwargs = ConfigDict(dict(self.kwargs))
 
 
 @dataclasses.dataclass

@@ -216,6 +216,7 @@ def make_experiment(config: Config, workdir: Workdir) -> Experiment:
     make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000, config.epochs))
     dataset = load_data(config)
     experiment = Experiment(config, find_facts(config, dataset), dataset)
+    _ = experiment.plan  # refuses a batch larger than the split
     workdir.write("config", to_dict(config))
     workdir.write("run", dataclasses.asdict(experiment.facts))
     return experiment

@@ -59,8 +59,10 @@ class Checkpoints:
         `validated`: the last row of `history` was measured at this very step, so that the
         checkpoint may be chosen as the best.
         """
+        # Copies of both: the next step donates the buffers that are being written, the next
+        # validation adds a row to the history.
+        history = [dict(row) for row in history]
         metrics: Any = history[-1] if validated else None
-        # A copy on the host: the next step donates the buffers that are being written.
         state = jax.device_get(_without_typed_keys(state))
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         metadata = {"history": history, "sha256": hash_tree(state)}

@@ -65,6 +65,17 @@ def test_a_restored_state_has_the_same_bits_key_and_history(open_checkpoints):
     )
 
 
+def test_a_row_added_while_a_save_is_being_written_is_not_in_it(open_checkpoints):
+    """It would be there twice after a resume, and count twice for plateau and early stopping."""
+    checkpoints, history = open_checkpoints(keep_last=9), []
+    for step in range(1, 6):
+        history.append({"step": step, "accuracy": 0.5})
+        checkpoints.save(step, make_state(step), history, validated=False)
+    checkpoints.wait()
+    restored = [open_checkpoints(keep_last=9).restore(step, ABSTRACT)[1] for step in range(1, 6)]
+    assert [len(rows) for rows in restored] == [1, 2, 3, 4, 5]
+
+
 def test_what_was_saved_is_not_what_the_next_step_makes_of_the_buffers(open_checkpoints):
     """Saving is asynchronous and steps donate their state."""
     checkpoints = open_checkpoints()

@@ -29,6 +29,8 @@ from pathlib import Path
 
 from networks import NETWORKS
 
+from flaxcnn.memory import keep_freed_memory
+
 FLAXCNN, SCAN, FLAX = "flaxcnn", "flaxcnn scan", "flax"
 TORCH_EAGER = {"torch": False, "torch channels_last": True}  # whether channels come last
 TORCH_COMPILED = "torch compile"
@@ -62,6 +64,7 @@ def prepare(side: str, model: str | None, batch: int, threads: int, channels_las
 
 def serve(connection, side: str, *args) -> None:
     """The life of a side: prepare, run as many steps as asked, report the peak of memory."""
+    keep_freed_memory()
     os.setsid()  # so that the processes of a compiler end with this one
     try:
         run, known, base = prepare(side, *args)

@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 from jax import lax
 
+from flaxcnn.layers.channels import spread_per_channel
 from flaxcnn.layers.conv_maps import bind_convolve, bind_input_gradient
 from flaxcnn.layers.conv_spec import ConvSpec
 
@@ -225,7 +226,7 @@ def _add_bias(module: "Conv | ConvTranspose | DepthwiseConv", y: Array) -> Array
     if not module.use_bias:
         return y
     bias = module.param("bias", module.bias_init, (y.shape[-1],), jnp.float32)
-    return y + jnp.asarray(bias, module.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    return y + spread_per_channel(jnp.asarray(bias, module.dtype), y.shape)
 
 
 def _per_axis(value: Sizes, rank: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from flaxcnn.layers.conv_spec import ConvSpec
 
 Array = jax.Array
 
-_FEW_CHANNELS = 8  # below this the taps of a kernel's row make one matrix product
+_FEW_CHANNELS = 8  # below this a product per tap is too narrow
+_BLOCK_CHANNELS = 64  # groups are joined until a block has this many
 
 
 def convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
@@ -29,7 +30,7 @@ def convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
     if _is_depthwise(spec, x.shape[-1]):
         return _depthwise_convolve(x, kernel, spec)
     if spec.groups > 1:
-        return _by_group(convolve, spec, x, kernel)
+        return _convolve_by_blocks(x, kernel, spec)
     if math.prod(spec.kernel_size) == 1:
         return _pointwise_convolve(x, kernel, spec)
     return conv_spec.convolve(x, kernel, spec)
@@ -40,7 +41,7 @@ def input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
     if _is_depthwise(spec, kernel.shape[-2] * spec.groups):
         return _depthwise_input_gradient(dy, kernel, spec)
     if spec.groups > 1:
-        return _by_group(input_gradient, spec, dy, kernel)
+        return _input_gradient_by_blocks(dy, kernel, spec)
     if math.prod(spec.kernel_size) == 1:
         return _pointwise_input_gradient(dy, kernel, spec)
     if max(spec.strides) > 1 and max(spec.dilation) == 1:
@@ -50,10 +51,15 @@ def input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
 
 def kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """Images [N, *input, C], outputs [N, *output, F] -> kernel [*kernel, C/groups, F]."""
-    if _is_depthwise(spec, x.shape[-1]):
+    channels = x.shape[-1]
+    if _is_depthwise(spec, channels):
         return _depthwise_kernel_gradient(x, dy, spec)
     if spec.groups > 1:
-        return _by_group(kernel_gradient, spec, x, dy)
+        return _kernel_gradient_by_blocks(x, dy, spec)
+    if max(spec.strides) > 1 and channels < _FEW_CHANNELS and max(spec.dilation) == 1:
+        return _kernel_gradient_by_phase(x, dy, spec)
+    if max(spec.strides) == 1 and channels > 2 and _kernel_gradient_is_a_convolution(spec):
+        return _kernel_gradient_by_convolution(x, dy, spec)
     return _kernel_gradient_by_taps(x, dy, spec)
 
 
@@ -174,20 +180,92 @@ def _input_gradient_by_phase(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
     return lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
 
 
+def _kernel_gradient_is_a_convolution(spec: ConvSpec) -> bool:
+    """Whether `_kernel_gradient_by_convolution` gets the kernel it is written for."""
+    if len(spec.kernel_size) != 2:
+        return False
+    rows, width = spec.input_size[0], spec.padded_size[1]
+    return min(spec.pads[0]) >= 0 and (rows + 1) * spec.output_size[1] <= rows * width
+
+
+def _kernel_gradient_by_convolution(x: Array, dy: Array, spec: ConvSpec) -> Array:
+    """Stride 1: images [C, *input, N] convolved with outputs [*output, N, F].
+
+    XLA:CPU has two kernels for a canonical convolution, and for windows as large as these Eigen's
+    is three times as fast as YNNPACK's, which XLA prefers. YNNPACK's refuses windows with more rows
+    than the images, so the outputs get rows of zeros; XLA exchanges operands if the window is the
+    larger one, so the images' columns are padded beforehand. GFLOP/s with 2 CPU cores against one
+    product per tap: 93 and 55 at 14x14x32 -> 64 with 64 examples; with 8 examples 113 and 59 at
+    56x56x64 -> 64, 128 and 97 at 28x28x128 -> 128, 139 and 121 at 14x14x256 -> 256.
+    """
+    (low, _), (left, right) = spec.pads
+    rows, reach = x.shape[1], (spec.kernel_size[0] - 1) * spec.dilation[0]
+    missing = max(rows + 1 - spec.output_size[0], 0)
+    high = reach + spec.output_size[0] + missing - rows - low
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, [(0, 0, 0), (0, 0, 0), (left, right, 0), (0, 0, 0)])
+    dy = lax.pad(dy, zero, [(0, 0, 0), (0, missing, 0), (0, 0, 0), (0, 0, 0)])
+    # The barrier keeps the padding out of the convolution.
+    x, dy = lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
+    kernel = lax.conv_general_dilated(
+        x,
+        dy,
+        spec.dilation,
+        [(low, high), (0, 0)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=spec.precision,
+    )
+    return kernel.transpose(1, 2, 0, 3)
+
+
+def _kernel_gradient_by_phase(x: Array, dy: Array, spec: ConvSpec) -> Array:
+    """Strided, few channels: the images' positions modulo the strides as channels, then stride 1.
+
+    GFLOP/s with 2 CPU cores against the taps of a row side by side: 68 and 32 for 7x7 / 2, 82 and
+    23 for 11x11 / 4 on 224x224x3; with many channels it multiplies too many zeros.
+    """
+    rank, strides, channels = len(spec.strides), spec.strides, x.shape[-1]
+    taps = tuple(-(-k // stride) for k, stride in zip(spec.kernel_size, strides, strict=True))
+    counts = tuple(out + t - 1 for out, t in zip(spec.output_size, taps, strict=True))
+    border = [
+        (low, count * stride - size - low, 0)
+        for (low, _), count, stride, size in zip(
+            spec.pads, counts, strides, spec.input_size, strict=True
+        )
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *border, (0, 0, 0)])
+    # [N, count, stride, count, stride, ..., C] -> [N, *counts, strides and C]
+    pairs = [n for pair in zip(counts, strides, strict=True) for n in pair]
+    x = x.reshape(x.shape[0], *pairs, channels)
+    to_end = [*range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2)]
+    x = x.transpose(0, *to_end, 2 * rank + 1).reshape(x.shape[0], *counts, -1)
+    phased = dataclasses.replace(
+        spec,
+        input_size=counts,
+        kernel_size=taps,
+        strides=(1,) * rank,
+        pads=((0, 0),) * rank,
+    )
+    kernel = kernel_gradient(x, dy, phased).reshape(*taps, *strides, channels, -1)
+    pairs = [axis for i in range(rank) for axis in (i, rank + i)]
+    whole = [t * stride for t, stride in zip(taps, strides, strict=True)]
+    kernel = kernel.transpose(*pairs, 2 * rank, 2 * rank + 1).reshape(*whole, channels, -1)
+    return kernel[tuple(slice(k) for k in spec.kernel_size)]
+
+
 def _kernel_gradient_by_taps(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """One matrix product per tap of the kernel: what the tap sees of the images, times `dy`.
 
-    Against a canonical convolution, which has to transpose both operands, it is 1.0 to 2.3 times
-    faster (64 examples, 2 CPU cores: 18 ms, not 38, at 14x14x64 -> 128; 30, not 49, at 7x7x256 ->
-    256). With few channels a product is too narrow, so there the taps of a row are put side by side
-    as channels (32 ms, not 197, at 28x28x3 -> 128 with 5x5 taps and 128 examples).
+    With few channels a product is too narrow, so there the taps of a row are put side by side as
+    channels (29 and 12 GFLOP/s at 28x28x1 -> 32; 2 CPU cores).
     """
-    padded, channels = _pad(x, spec), x.shape[-1]
+    channels = x.shape[-1]
+    # The barrier keeps what made the images from being computed again for every tap.
+    padded, dy = lax.optimization_barrier((_pad(x, spec), dy.reshape(-1, dy.shape[-1])))
     seen = [_see(padded, tap, spec) for tap in _taps(spec)]
     if channels < _FEW_CHANNELS:
         row = spec.kernel_size[-1]
         seen = [jnp.concatenate(seen[i : i + row], axis=-1) for i in range(0, len(seen), row)]
-    dy = dy.reshape(-1, dy.shape[-1])
     products = [
         lax.dot_general(
             columns.reshape(-1, columns.shape[-1]),
@@ -200,14 +278,58 @@ def _kernel_gradient_by_taps(x: Array, dy: Array, spec: ConvSpec) -> Array:
     return jnp.stack(products).reshape(*spec.kernel_size, channels, -1)
 
 
-# Grouped
+# Grouped: groups are joined to blocks, each a dense convolution with a kernel that is zero between
+# groups.
+# The zeros cost arithmetic, but narrow convolutions cost more.
 
 
-def _by_group(function: Callable[..., Array], spec: ConvSpec, *operands: Array) -> Array:
-    """Each group by itself; every operand and result has the groups along its last axis."""
-    spec_of_one = dataclasses.replace(spec, groups=1)
-    parts = zip(*(jnp.split(array, spec.groups, axis=-1) for array in operands), strict=True)
-    return jnp.concatenate([function(*part, spec_of_one) for part in parts], axis=-1)
+def _block_groups(spec: ConvSpec, channels: int) -> int:
+    """How many groups make a block: a divisor of `groups`."""
+    width = channels // spec.groups
+    fitting = [
+        size
+        for size in range(1, spec.groups + 1)
+        if spec.groups % size == 0 and size * width <= max(_BLOCK_CHANNELS, width)
+    ]
+    return max(fitting)
+
+
+def _by_block(
+    function: Callable[..., Array], blocks: int, spec: ConvSpec, *operands: Array
+) -> Array:
+    """Each block by itself; every operand and result has the blocks along its last axis."""
+    dense = dataclasses.replace(spec, groups=1)
+    parts = zip(*(jnp.split(array, blocks, axis=-1) for array in operands), strict=True)
+    return jnp.concatenate([function(*part, dense) for part in parts], axis=-1)
+
+
+def _join_groups(kernel: Array, size: int, spec: ConvSpec) -> Array:
+    """[*kernel, C/groups, F] -> [*kernel, size * C/groups, F]: zero between a block's groups."""
+    *taps, width, features = kernel.shape
+    kernel = kernel.reshape(*taps, 1, width, -1, size, features // spec.groups)
+    own = jnp.eye(size, dtype=kernel.dtype).reshape(*(1 for _ in taps), size, 1, 1, size, 1)
+    return (kernel * own).reshape(*taps, size * width, features)
+
+
+def _convolve_by_blocks(x: Array, kernel: Array, spec: ConvSpec) -> Array:
+    size = _block_groups(spec, x.shape[-1])
+    kernel = _join_groups(kernel, size, spec)
+    return _by_block(convolve, spec.groups // size, spec, x, kernel)
+
+
+def _input_gradient_by_blocks(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
+    size = _block_groups(spec, kernel.shape[-2] * spec.groups)
+    kernel = _join_groups(kernel, size, spec)
+    return _by_block(input_gradient, spec.groups // size, spec, dy, kernel)
+
+
+def _kernel_gradient_by_blocks(x: Array, dy: Array, spec: ConvSpec) -> Array:
+    size, width = _block_groups(spec, x.shape[-1]), x.shape[-1] // spec.groups
+    kernel = _by_block(kernel_gradient, spec.groups // size, spec, x, dy)
+    kernel = kernel.reshape(*spec.kernel_size, size, width, -1, size, dy.shape[-1] // spec.groups)
+    # A group's own channels: the diagonal of the two axes of a block's groups.
+    own = jnp.stack([kernel[..., i, :, :, i, :] for i in range(size)], axis=-2)
+    return own.reshape(*spec.kernel_size, width, -1)
 
 
 # Depthwise: groups of one channel, each with F/C filters. Sums of shifted products, which XLA fuses
@@ -242,11 +364,25 @@ def _depthwise_input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array
 
 
 def _depthwise_kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
-    padded = _pad(x, spec)
+    """All taps in one sum, first along the last axis of the positions.
+
+    8 examples, 3x3 taps, 2 CPU cores: 6.8 ms at 56x56x144, and 87.9 with a sum per tap; 1.8 and 8.4
+    at 14x14x384.
+    """
+    padded, dy = lax.optimization_barrier((_pad(x, spec), dy))
     dy = dy.reshape(*dy.shape[:-1], spec.groups, -1)
-    positions = tuple(range(x.ndim - 1))
-    sums = [jnp.sum(_see(padded, tap, spec)[..., None] * dy, positions) for tap in _taps(spec)]
+    products = [_see(padded, tap, spec)[..., None] * dy for tap in _taps(spec)]
+    rows = lax.optimization_barrier(_sum_all(products, (x.ndim - 2,)))
+    sums = _sum_all(rows, tuple(range(x.ndim - 2)))
     return jnp.stack(sums).reshape(*spec.kernel_size, 1, -1)
+
+
+def _sum_all(arrays: Sequence[Array], axes: tuple[int, ...]) -> tuple[Array, ...]:
+    """Sums each array over `axes`, all in one loop."""
+    zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
+    return tuple(
+        lax.reduce(tuple(arrays), zeros, lambda a, b: jax.tree.map(operator.add, a, b), axes)
+    )
 
 
 def _broadcast(filters: Array, ndim: int) -> Array:

@@ -207,6 +207,25 @@ def _taps(x: Array, window_shape, strides) -> list[Array]:
     ]
 
 
+def _taps_of_tangent(x: Array, window_shape, strides) -> list[Array]:
+    """As `_taps`, made to be transposed: windows side by side are split, their gradients joined.
+
+    The gradient of a 2x2 maximum is 4.5 times as fast as with slices (128 examples of 24x24x64,
+    2 CPU cores).
+    """
+    if window_shape != strides:
+        return _taps(x, window_shape, strides)
+    n, height, width, channels = x.shape
+    rows, cols = height // strides[0], width // strides[1]
+    x = x[:, : rows * strides[0], : cols * strides[1]]
+    x = x.reshape(n, rows, strides[0], cols, strides[1], channels)
+    return [
+        tap.reshape(n, rows, cols, channels)
+        for row in lax.split(x, (1,) * strides[0], axis=2)
+        for tap in lax.split(row, (1,) * strides[1], axis=4)
+    ]
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _max_of_windows(x: Array, window_shape, strides) -> Array:
     return functools.reduce(jnp.maximum, _taps(x, window_shape, strides))
@@ -216,12 +235,18 @@ def _max_of_windows(x: Array, window_shape, strides) -> Array:
 def _max_of_windows_jvp(window_shape, strides, primals, tangents):
     (x,), (dx,) = primals, tangents
     y = _max_of_windows(x, window_shape, strides)
-    *earlier, (_, dy) = zip(
-        _taps(x, window_shape, strides), _taps(dx, window_shape, strides), strict=True
-    )
-    for tap, dtap in reversed(earlier):  # so the first maximum has the last word
-        dy = jnp.where(tap == y, dtap, dy)
-    return y, dy
+    # Which tap of a window it is that the derivative passes through, found once for all of them:
+    # 3x3 / 2 in 12 ms, not 36, forward and backward (8 examples of 114x114x64, 2 CPU cores).
+    taps = _taps(x, window_shape, strides)
+    counter = jnp.int8 if len(taps) < 128 else jnp.int32
+    first = jnp.full(y.shape, len(taps) - 1, counter)
+    for index, tap in reversed(list(enumerate(taps[:-1]))):
+        first = jnp.where(tap == y, jnp.asarray(index, counter), first)
+    terms = [
+        jnp.where(first == index, dtap, 0)
+        for index, dtap in enumerate(_taps_of_tangent(dx, window_shape, strides))
+    ]
+    return y, functools.reduce(jnp.add, terms)
 
 
 def _sum_dtype(x: Array):
@@ -230,7 +255,7 @@ def _sum_dtype(x: Array):
 
 def _sum_of_windows(x: Array, windows: _Windows) -> Array:
     x = _pad(x.astype(_sum_dtype(x)), windows, 0)
-    return functools.reduce(jnp.add, _taps(x, windows.shape, windows.strides))
+    return functools.reduce(jnp.add, _taps_of_tangent(x, windows.shape, windows.strides))
 
 
 def _divisor(x: Array, windows: _Windows, count_border: bool, dtype) -> Array | int:

@@ -12,6 +12,7 @@ import jax
 
 from flaxcnn import doctor
 from flaxcnn.errors import UserError
+from flaxcnn.memory import keep_freed_memory
 from flaxcnn.training.checkpoint import Checkpoints, History
 from flaxcnn.training.config import Config, validate
 from flaxcnn.training.experiment import Experiment, make_experiment
@@ -31,6 +32,7 @@ def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
     belongs to another config, a full disk, a loss that is no longer finite.
     """
     validate(config)
+    keep_freed_memory()
     folder = Workdir(workdir)
     with folder.claim(config), _StopSignal() as stop:
         if folder.has("result"):

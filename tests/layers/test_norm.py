@@ -76,8 +76,93 @@ def test_an_empty_window_is_refused():
         local_response_norm(jnp.ones((1, 1, 1, 2)), size=0)
 
 
-def test_batch_norm_is_flax():
-    assert BatchNorm is flax.linen.BatchNorm
+def apply_and_differentiate(norm, variables, x):
+    """The result, the new statistics, and the gradient and its gradient by x and parameters."""
+
+    def f(params, x):
+        y, updates = norm.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+        return jnp.sin(y.astype(jnp.float32)).sum(), (y, updates)
+
+    def slope(params, x):
+        grads, (y, updates) = jax.grad(f, (0, 1), has_aux=True)(params, x)
+        return sum(jnp.sin(g).sum() for g in jax.tree.leaves(grads)), (grads, y, updates)
+
+    return jax.grad(slope, (0, 1), has_aux=True)(variables.get("params", {}), x)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 5), (3, 4, 2, 5), (2, 3, 2, 2, 5)], ids=len)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"use_running_average": False, "momentum": 0.9, "epsilon": 1e-3},
+        {"use_running_average": True},
+        {"use_running_average": False, "use_scale": False, "use_bias": False},
+    ],
+    ids=["batch", "running averages", "no parameters"],
+)
+def test_batch_norm_is_flax(arguments, shape):
+    x = jnp.asarray(3 * normal(*shape) + 1)
+    theirs, ours = flax.linen.BatchNorm(**arguments), BatchNorm(**arguments)
+    variables = theirs.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(
+        jnp.shape, variables
+    )
+    variables = jax.tree.map(lambda v: v + jnp.asarray(np.abs(normal(*v.shape))), variables)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4),
+        *(
+            jax.jit(lambda v, x, norm=norm: apply_and_differentiate(norm, v, x))(variables, x)
+            for norm in (ours, theirs)
+        ),
+    )
+
+
+def test_batch_norm_of_bfloat16_is_flax():
+    x = jnp.asarray(3 * normal(4, 3, 2, 5) + 1).astype(jnp.bfloat16)
+    outputs = []
+    for norm in (BatchNorm(False, dtype=jnp.bfloat16), flax.linen.BatchNorm(False, dtype=x.dtype)):
+        variables = norm.init(jax.random.key(0), x)
+        outputs.append(norm.apply(variables, x, mutable=["batch_stats"]))
+    (y, updates), (expected, expected_updates) = outputs
+    assert y.dtype == expected.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y.astype(jnp.float32), expected.astype(jnp.float32))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected_updates
+    )
+
+
+def test_batch_norm_along_an_axis_sees_the_whole_batch():
+    x = jnp.asarray(normal(8, 3, 2, 5))
+    whole, parts = BatchNorm(False), BatchNorm(False, axis_name="devices")
+    variables = whole.init(jax.random.key(0), x)
+    expected, expected_updates = whole.apply(variables, x, mutable=["batch_stats"])
+    y, updates = jax.vmap(
+        lambda x: parts.apply(variables, x, mutable=["batch_stats"]),
+        axis_name="devices",
+        out_axes=(0, None),
+    )(x.reshape(4, 2, 3, 2, 5))
+    np.testing.assert_allclose(y.reshape(x.shape), expected, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        updates,
+        expected_updates,
+    )
+
+
+def test_batch_norm_fuses_no_sum_over_all_positions_with_what_it_sums_on_cpu():
+    """Its barriers are for XLA:CPU alone (see channels.py)."""
+    norm, x = BatchNorm(False), jnp.asarray(normal(2, 3, 4, 5))
+    variables = norm.init(jax.random.key(0), x)
+    gradient = jax.jit(
+        jax.grad(lambda x: jnp.sin(norm.apply(variables, x, mutable=["batch_stats"])[0]).sum())
+    )
+
+    def barriers(platform):
+        text = jax.export.export(gradient, platforms=[platform])(x).mlir_module()
+        return text.count("stablehlo.optimization_barrier")
+
+    assert barriers("cpu") >= 6
+    assert barriers("cuda") == barriers("tpu") == 0
 
 
 def test_batch_norm_statistics_are_pytorchs_up_to_the_bias_of_the_variance():

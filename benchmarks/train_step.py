@@ -64,7 +64,8 @@ def prepare(side: str, model: str | None, batch: int, threads: int, channels_las
 
 def serve(connection, side: str, *args) -> None:
     """The life of a side: prepare, run as many steps as asked, report the peak of memory."""
-    keep_freed_memory()
+    if side in (FLAXCNN, SCAN):
+        keep_freed_memory()  # as the engine does
     os.setsid()  # so that the processes of a compiler end with this one
     try:
         run, known, base = prepare(side, *args)

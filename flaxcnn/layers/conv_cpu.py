@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -364,7 +364,7 @@ def _depthwise_input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array
 
 
 def _depthwise_kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
-    """All taps in one sum, first along the last axis of the positions.
+    """The sums of all taps in one loop along the last axis of the positions, then the rest.
 
     8 examples, 3x3 taps, 2 CPU cores: 6.8 ms at 56x56x144, and 87.9 with a sum per tap; 1.8 and 8.4
     at 14x14x384.
@@ -372,17 +372,12 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
     padded, dy = lax.optimization_barrier((_pad(x, spec), dy))
     dy = dy.reshape(*dy.shape[:-1], spec.groups, -1)
     products = [_see(padded, tap, spec)[..., None] * dy for tap in _taps(spec)]
-    rows = lax.optimization_barrier(_sum_all(products, (x.ndim - 2,)))
-    sums = _sum_all(rows, tuple(range(x.ndim - 2)))
-    return jnp.stack(sums).reshape(*spec.kernel_size, 1, -1)
-
-
-def _sum_all(arrays: Sequence[Array], axes: tuple[int, ...]) -> tuple[Array, ...]:
-    """Sums each array over `axes`, all in one loop."""
-    zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
-    return tuple(
-        lax.reduce(tuple(arrays), zeros, lambda a, b: jax.tree.map(operator.add, a, b), axes)
-    )
+    zeros = (jnp.zeros((), x.dtype),) * len(products)
+    add = functools.partial(jax.tree.map, operator.add)
+    # Not over the examples, which may be divided among devices.
+    rows = lax.reduce(tuple(products), zeros, add, (x.ndim - 2,))
+    rows = lax.optimization_barrier(jnp.stack(rows))
+    return rows.sum(tuple(range(1, x.ndim - 1))).reshape(*spec.kernel_size, 1, -1)
 
 
 def _broadcast(filters: Array, ndim: int) -> Array:

@@ -10,11 +10,12 @@ PACKAGE = Path(__file__).parents[1] / "flaxcnn"
 # What each part may import of the package, besides itself.
 ALLOWED = {
     "errors": set(),
+    "memory": set(),
     "layers": {"errors"},
     "models": {"errors", "layers"},
     "data": {"errors"},
     "tasks": {"errors", "data", "models", "layers"},
-    "training": {"errors", "doctor", "tasks", "data", "models", "layers"},
+    "training": {"errors", "memory", "doctor", "tasks", "data", "models", "layers"},
     "doctor": {"errors"},
     "reproduce": {"errors", "doctor", "training"},
     "cli": {"errors", "doctor", "reproduce", "training", "tasks", "models"},

@@ -124,6 +124,8 @@ def flip_bits(file: Path) -> None:
     file.write_bytes(content)
 
 
+# orbax closes its event loop while reads of the damaged files are still under way.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", [truncate, flip_bits, Path.unlink])
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     open_checkpoints, tmp_path, capsys, how

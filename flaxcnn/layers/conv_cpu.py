@@ -279,8 +279,7 @@ def _kernel_gradient_by_taps(x: Array, dy: Array, spec: ConvSpec) -> Array:
 
 
 # Grouped: groups are joined to blocks, each a dense convolution with a kernel that is zero between
-# groups.
-# The zeros cost arithmetic, but narrow convolutions cost more.
+# groups. So a NaN or an infinity in one group reaches the others of its block.
 
 
 def _block_groups(spec: ConvSpec, channels: int) -> int:
@@ -371,13 +370,17 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """
     padded, dy = lax.optimization_barrier((_pad(x, spec), dy))
     dy = dy.reshape(*dy.shape[:-1], spec.groups, -1)
-    products = [_see(padded, tap, spec)[..., None] * dy for tap in _taps(spec)]
-    zeros = (jnp.zeros((), x.dtype),) * len(products)
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # half precision is summed in float32
+    products = [
+        _see(padded, tap, spec)[..., None].astype(wide) * dy.astype(wide) for tap in _taps(spec)
+    ]
+    zeros = (jnp.zeros((), wide),) * len(products)
     add = functools.partial(jax.tree.map, operator.add)
     # Not over the examples, which may be divided among devices.
     rows = lax.reduce(tuple(products), zeros, add, (x.ndim - 2,))
     rows = lax.optimization_barrier(jnp.stack(rows))
-    return rows.sum(tuple(range(1, x.ndim - 1))).reshape(*spec.kernel_size, 1, -1)
+    sums = rows.sum(tuple(range(1, x.ndim - 1))).astype(x.dtype)
+    return sums.reshape(*spec.kernel_size, 1, -1)
 
 
 def _broadcast(filters: Array, ndim: int) -> Array:

@@ -224,13 +224,14 @@ def test_the_kernel_gradient_on_cpu_is_eigens_convolution():
 
     A new XLA may choose in another way: then look at `_kernel_gradient_by_convolution` again.
     """
-    for size, padding in ((14, "SAME"), (14, "VALID"), (8, "SAME")):
-        x, kernel = random(0, (8, size, size, 32)), random(1, (3, 3, 32, 16))
+    # Large enough: small convolutions are never YNNPACK's.
+    for size, padding in ((28, "SAME"), (28, "VALID"), (14, "SAME")):
+        x, kernel = random(0, (8, size, size, 64)), random(1, (3, 3, 64, 64))
         f = functools.partial(conv, padding=padding)
         gradient_of_kernel = jax.jit(jax.grad(lambda k, x, f=f: jnp.sin(f(x, k)).sum()))
         compiled = gradient_of_kernel.lower(kernel, x).compile().as_text()
         (entry,) = (part for part in compiled.split("\n\n") if "ENTRY" in part)  # not in a fusion
-        (line,) = (line for line in entry.splitlines() if "f32[32,3,3,16]" in line.split("(")[0])
+        (line,) = (line for line in entry.splitlines() if "f32[64,3,3,64]" in line.split("(")[0])
         assert " convolution(" in line and "dim_labels=b01f_01io->b01f" in line, (size, padding)
 
 
@@ -306,5 +307,9 @@ def test_bfloat16_stays_bfloat16(name):
 
     y, *transposed = value_and_transposes(x, kernel)
     assert {a.dtype for a in (y, *transposed)} == {jnp.dtype(jnp.bfloat16)}
-    expected = lax_conv(*(a.astype(jnp.float32) for a in (x, kernel)), **arguments)
-    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=0.05, atol=0.1)
+    wide, wide_kernel = (a.astype(jnp.float32) for a in (x, kernel))
+    expected, transpose = jax.vjp(functools.partial(lax_conv, **arguments), wide, wide_kernel)
+    for ours, exact in zip(
+        (y, *transposed), (expected, *transpose(y.astype(jnp.float32))), strict=True
+    ):
+        np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=0.05, atol=0.1)

@@ -13,6 +13,7 @@ ALLOWED = {
     "memory": set(),
     "layers": {"errors"},
     "models": {"errors", "layers"},
+    "weights": {"errors", "layers", "models"},
     "data": {"errors"},
     "tasks": {"errors", "data", "models", "layers"},
     "training": {"errors", "memory", "doctor", "tasks", "data", "models", "layers"},

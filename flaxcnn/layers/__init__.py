@@ -9,7 +9,7 @@ from flaxcnn.layers.conv import (
     conv,
     conv_transpose,
 )
-from flaxcnn.layers.noise import Dropout, GaussianDropout, GaussianNoise
+from flaxcnn.layers.noise import Dropout, DropPath, GaussianDropout, GaussianNoise
 from flaxcnn.layers.norm import BatchNorm, local_response_norm
 from flaxcnn.layers.pool import (
     avg_pool,
@@ -20,6 +20,7 @@ from flaxcnn.layers.pool import (
     max_pool,
     roi_max_pool,
 )
+from flaxcnn.layers.squeeze_excite import SqueezeExcite
 
 __all__ = [
     "ACTIVATIONS",
@@ -29,6 +30,8 @@ __all__ = [
     "ConvTranspose",
     "DepthwiseConv",
     "SeparableConv",
+    "SqueezeExcite",
+    "DropPath",
     "Dropout",
     "GaussianDropout",
     "GaussianNoise",

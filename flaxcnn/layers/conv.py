@@ -21,7 +21,7 @@ from flaxcnn.layers.conv_spec import ConvSpec
 
 Array = jax.Array
 Sizes = int | Sequence[int]
-Padding = str | Sequence[tuple[int, int]]
+Padding = str | int | Sequence[tuple[int, int]]
 
 
 def conv(
@@ -35,9 +35,10 @@ def conv(
 ) -> Array:
     """Correlates images [N, H, W, C] with a kernel [h, w, C/groups, F] to [N, H', W', F].
 
-    Images may have one to three spatial axes. `padding` is "SAME", "VALID" or one (before, after)
-    pair of zeros per axis; an integer holds for all axes. `x` and `kernel` have one dtype, which is
-    also the result's. Raises ValueError or TypeError for operands that do not fit each other.
+    Images may have one to three spatial axes. `padding` is "SAME", "VALID", or zeros: a number on
+    every side, or one (before, after) pair per axis. An integer holds for all axes. `x` and
+    `kernel` have one dtype, which is also the result's. Raises ValueError or TypeError for
+    operands that do not fit each other.
     """
     rank = x.ndim - 2
     kernel_size = kernel.shape[:-2]
@@ -45,6 +46,8 @@ def conv(
     if isinstance(padding, str):
         window = [(size - 1) * step + 1 for size, step in zip(kernel_size, dilation, strict=True)]
         padding = lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
+    elif isinstance(padding, int):
+        padding = ((padding, padding),) * rank
     spec = ConvSpec(
         input_size=x.shape[1:-1],
         kernel_size=kernel_size,
@@ -94,7 +97,8 @@ class Conv(nn.Module):
 
     `kernel` is float32 [*kernel_size, C/groups, features] and `bias` float32 [features]. An integer
     `kernel_size` means two dimensions; integer `strides` and `dilation` hold for all axes.
-    `padding` is "SAME", "VALID" or one (before, after) pair per axis. Computes in `dtype`.
+    `padding` is "SAME", "VALID", a number of zeros on every side, or one (before, after) pair per
+    axis. Computes in `dtype`.
     """
 
     features: int

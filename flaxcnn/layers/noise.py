@@ -38,6 +38,28 @@ class Dropout(nn.Module):
         return jnp.where(kept, x / keep, jnp.zeros_like(x))
 
 
+class DropPath(nn.Module):
+    """Zeroes whole examples with probability `rate`, scales the rest by 1 / (1 - rate).
+
+    On the branch of a residual block this is stochastic depth (Huang et al. 2016, arXiv:1603.09382,
+    scaled in training as in dropout rather than in evaluation). Under `pmap`, `axis_name` is the
+    mapped axis. Raises UserError unless 0 <= rate < 1.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps [N, ...] to the same shape and dtype; noisy if `train`."""
+        _check_rate(self)
+        if not train or self.rate == 0:
+            return x
+        keep, shape = 1 - self.rate, (x.shape[0], *(1 for _ in x.shape[1:]))
+        kept = _draw(self, shape, lambda key, shape: jax.random.bernoulli(key, keep, shape))
+        return jnp.where(kept, x / keep, jnp.zeros_like(x))
+
+
 class GaussianDropout(nn.Module):
     """Multiplies each value by noise of mean 1 and standard deviation sqrt(rate / (1 - rate)).
 
@@ -77,13 +99,13 @@ class GaussianNoise(nn.Module):
         return (x + self.std * _draw(self, x.shape, jax.random.normal)).astype(x.dtype)
 
 
-def _check_rate(layer: Dropout | GaussianDropout) -> None:
+def _check_rate(layer: Dropout | DropPath | GaussianDropout) -> None:
     if not 0 <= layer.rate < 1:
         raise UserError(f"{type(layer).__name__}.rate is {layer.rate}, and must be in [0, 1)")
 
 
 def _draw(
-    layer: Dropout | GaussianDropout | GaussianNoise,
+    layer: Dropout | DropPath | GaussianDropout | GaussianNoise,
     shape: tuple[int, ...],
     draw: Callable[[Array, tuple[int, ...]], Array],
 ) -> Array:

@@ -20,7 +20,7 @@ from jax import lax
 from flaxcnn.errors import UserError
 
 Array = jax.Array
-Padding = str | Sequence[tuple[int, int]]
+Padding = str | int | Sequence[tuple[int, int]]
 
 
 def max_pool(
@@ -32,10 +32,10 @@ def max_pool(
 ) -> Array:
     """Maximum over windows of images [N, H, W, C]; arguments as in `flax.linen.max_pool`.
 
-    Strides are 1 unless given, the border counts as minus infinity, and the derivative goes to
-    the first maximum of a window in row-major order. `ceil_mode` keeps the windows that stick out
-    at the bottom and right, as in Caffe and PyTorch; none starts beyond the image and its left
-    padding.
+    Strides are 1 unless given; `padding` may be a number of pixels on every side. The border
+    counts as minus infinity, and the derivative goes to the first maximum of a window in row-major
+    order. `ceil_mode` keeps the windows that stick out at the bottom and right, as in Caffe and
+    PyTorch; none starts beyond the image and its left padding.
     """
     windows = _place_windows(x, window_shape, strides, padding, ceil_mode)
     return _max_of_windows(_pad(x, windows, -jnp.inf), windows.shape, windows.strides)
@@ -51,9 +51,10 @@ def avg_pool(
 ) -> Array:
     """Mean over windows of images [N, H, W, C]; arguments as in `flax.linen.avg_pool`.
 
-    Strides are 1 unless given. The border counts as zeros, or not at all if `count_include_pad`
-    is false. `ceil_mode` keeps the windows that stick out at the bottom and right, as in PyTorch;
-    what sticks out of the border never counts. Half precision is summed in float32.
+    Strides are 1 unless given; `padding` may be a number of pixels on every side. The border
+    counts as zeros, or not at all if `count_include_pad` is false. `ceil_mode` keeps the windows
+    that stick out at the bottom and right, as in PyTorch; what sticks out of the border never
+    counts. Half precision is summed in float32.
     """
     windows = _place_windows(x, window_shape, strides, padding, ceil_mode)
     total = _sum_of_windows(x, windows)
@@ -162,6 +163,8 @@ def _place_windows(
     strides = strides or (1, 1)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], shape, strides, padding)
+    elif isinstance(padding, int):
+        padding = ((padding, padding),) * 2
     border = tuple((int(low), int(high)) for low, high in padding)
     overhang = (0, 0)
     if ceil_mode:

@@ -8,22 +8,35 @@ from typing import Any
 from flax import linen as nn
 
 from flaxcnn.errors import UserError
-from flaxcnn.models import lenet, mlp, small_cnn
+from flaxcnn.models import lenet, mlp, resnet, small_cnn
+from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.variant import Variant
 
-VARIANTS: dict[str, Variant] = {**lenet.VARIANTS, **mlp.VARIANTS, **small_cnn.VARIANTS}
+FAMILIES = (lenet, mlp, small_cnn, resnet)
+
+VARIANTS: dict[str, Variant] = {}
+ALIASES: dict[str, str] = {}  # other names in use -> ours
+DEVIATIONS: list[Deviation] = []  # where papers and ports differ
+for family in FAMILIES:
+    VARIANTS |= family.VARIANTS
+    ALIASES |= getattr(family, "ALIASES", {})
+    DEVIATIONS += getattr(family, "DEVIATIONS", ())
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the networks that match a shell pattern such as "mnist_*", sorted."""
+    """Names of the networks that match a shell pattern such as "mnist_*", sorted.
+
+    Aliases, which `create_model` knows too, are not listed.
+    """
     return sorted(fnmatch.filter(VARIANTS, pattern))
 
 
 def variant(name: str) -> Variant:
-    """Looks up what is known of a network: its arguments, input and size.
+    """Looks up what is known of a network, by its name or an alias: arguments, input, size.
 
     Raises UserError with the closest names if there is no such network.
     """
+    name = ALIASES.get(name, name)
     if name not in VARIANTS:
         close = difflib.get_close_matches(name, VARIANTS, cutoff=0.4)
         hint = f"did you mean {', '.join(close)}?" if close else "see flaxcnn.list_models()"

@@ -52,6 +52,7 @@ class LossConfig:
     name: str = "cross_entropy"  # "binary_cross_entropy", "focal", "mse"
     label_smoothing: float = 0.0  # cross-entropy and focal only
     focal_gamma: float = 2.0
+    auxiliary_weight: float = 0.3  # of each auxiliary classifier's loss (GoogLeNet, Inception-v3)
 
 
 @dataclasses.dataclass

@@ -127,6 +127,7 @@ class Experiment:
             self.preprocess,
             accumulate=self.config.optimizer.accumulate,
             ema_decay=self.config.optimizer.ema_decay,
+            auxiliary_weight=self.config.loss.auxiliary_weight,
             axis_name=self.parallel.axis_name,
         )
         return self.parallel.compile_train(make_train_call(step, feeder.batch))

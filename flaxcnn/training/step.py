@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxcnn.models.network import Outputs
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.state import TrainState
 
@@ -33,25 +34,30 @@ def make_train_step(
     *,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    auxiliary_weight: float = 0.3,
     axis_name: str | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """One optimizer update: (state, (images, labels), lr_scale) -> (state, metrics).
 
     `metrics` are means over the batch. With `accumulate` A the gradient is the mean over A
-    micro-batches (BatchNorm then sees batch / A examples at a time). `axis_name` is pmap's axis:
-    gradients, statistics and metrics are averaged over it. `lr_scale` multiplies the update.
+    micro-batches (BatchNorm then sees batch / A examples at a time). The losses of auxiliary
+    classifiers count `auxiliary_weight` times; `metrics` are the main one's. `axis_name` is pmap's
+    axis: gradients, statistics and metrics are averaged over it. `lr_scale` multiplies the update.
     """
 
     def loss_fn(params, batch_stats, images, labels, key):
-        logits, updates = model.apply(
+        outputs, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             preprocess(images),
             train=True,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
+        logits, auxiliary = outputs if isinstance(outputs, Outputs) else (outputs, ())
         metrics = jax.tree.map(jnp.mean, task.metrics(logits, labels))
-        return metrics["loss"], (updates.get("batch_stats", {}), metrics)
+        losses = [task.loss(logits, labels).mean() for logits in auxiliary]
+        total = metrics["loss"] + sum(auxiliary_weight * loss for loss in losses)
+        return total, (updates.get("batch_stats", {}), metrics)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
 

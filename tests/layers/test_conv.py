@@ -63,6 +63,12 @@ def test_valid_convolution_is_a_sum_of_correlations(kernel_size):
     )
 
 
+def test_a_number_is_a_border_on_every_side():
+    x, kernel = random(0, 1, 5, 6, 2), random(1, 3, 3, 2, 4)
+    border = ((1, 1), (1, 1))
+    assert np.array_equal(conv(x, kernel, padding=1), conv(x, kernel, padding=border))
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_padding_is_lax(padding):
     x, kernel = random(0, 2, 7, 6, 3), random(1, 3, 2, 3, 4)

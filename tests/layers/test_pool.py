@@ -47,6 +47,13 @@ def weights(like):
     return jnp.asarray(np.random.default_rng(1).normal(size=like.shape), like.dtype)
 
 
+def test_a_number_is_a_border_on_every_side():
+    x = ties(1, 5, 6, 2)
+    border = ((1, 1), (1, 1))
+    for pool in POOLS.values():
+        assert np.array_equal(pool(x, (3, 3), (2, 2), 1), pool(x, (3, 3), (2, 2), border))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def value_and_gradient(pool, x):
     y, transpose = jax.vjp(pool, x)

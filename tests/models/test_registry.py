@@ -10,7 +10,7 @@ def test_names_are_sorted_and_filtered():
     names = list_models()
     assert names == sorted(names) and len(names) == len(set(names)) >= 15
     assert list_models("lenet*") == ["lenet5_1998", "lenet5_dense", "lenet_caffe"]
-    assert list_models("*bn") == ["cifar_cnn_5x5_bn"]
+    assert list_models("cifar*bn") == ["cifar_cnn_5x5_bn"]
     assert list_models("nothing*") == []
 
 

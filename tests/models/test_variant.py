@@ -1,4 +1,4 @@
-"""What holds for every network: its size, its gradients, and the interface they share."""
+"""What holds for the textbooks' networks: size, gradients, interface. For the zoo see test_zoo."""
 
 import csv
 
@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counting import count_multiply_adds, count_values, equations, multiply_adds
 from flax import nnx
 
 from flaxcnn.errors import UserError
-from flaxcnn.models import create_model, list_models, variant
+from flaxcnn.models import create_model, variant
 
 # Trainable parameters, statistics and multiply-adds, from the reference table of the project;
 # the last two networks are this project's own and are counted layer by layer in test_small_cnn.
@@ -38,16 +39,12 @@ SMALL_SIDES = {
     "cifar_cnn_5x5_bn": 20,
     "fashion_mnist_cnn_geron": 8,
 }
-each_model = pytest.mark.parametrize("name", list_models())
+each_model = pytest.mark.parametrize("name", sorted(SIZES))
 
 
 def shapes(model, input_shape):
     images = jnp.zeros((2, *input_shape))
     return jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
-
-
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def random(seed, shape, scale):
@@ -70,18 +67,14 @@ def small(name, **kwargs):
     return model, images, variables
 
 
-def test_every_network_is_measured_here():
-    assert set(SIZES) == set(list_models())
-
-
 @each_model
 def test_size(name):
     v = variant(name)
     assert (v.params, v.statistics, v.macs) == SIZES[name]
     variables = shapes(create_model(name), v.input_shape)
     assert set(variables) <= {"params", "batch_stats"}
-    assert count(variables["params"]) == v.params
-    assert count(variables.get("batch_stats", {})) == v.statistics
+    assert count_values(variables["params"]) == v.params
+    assert count_values(variables.get("batch_stats", {})) == v.statistics
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
@@ -89,7 +82,7 @@ def test_reference_table(shared):
     with open(shared / "reference" / "zoo.csv") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     own = {"mnist_tiny", "digits_cnn", "cats_dogs_cnn_dropout"}
-    for name in set(list_models()) - own:
+    for name in set(SIZES) - own:
         v, row = variant(name), rows[name]
         assert v.params == int(row["params_trainable"]), name
         assert v.statistics == int(row["params_non_trainable"]), name
@@ -105,31 +98,12 @@ def test_multiply_adds(name):
     variables = shapes(model, v.input_shape)
     images = jax.ShapeDtypeStruct((1, *v.input_shape), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    counted = sum(multiply_adds(equation) for equation in equations(jaxpr.jaxpr))
+    counted = count_multiply_adds(jaxpr.jaxpr)
     if name == "lenet5_1998":
         # C3 computes the connections that Table I leaves out, and the distances to the ten
         # bitmaps are no matrix product.
         counted += 10 * 84 - (96 - 60) * 25 * 100
     assert counted == v.macs
-
-
-def equations(jaxpr):
-    for equation in jaxpr.eqns:
-        yield equation
-        for param in equation.params.values():
-            inner = getattr(param, "jaxpr", None)
-            if inner is not None and equation.primitive.name != "custom_jvp_call":
-                yield from equations(inner)
-
-
-def multiply_adds(equation):
-    out = equation.outvars[0].aval
-    if equation.primitive.name == "convolve":
-        return out.size * np.prod(equation.invars[1].aval.shape[:3])
-    if equation.primitive.name == "dot_general":
-        ((contracted, _), _) = equation.params["dimension_numbers"]
-        return out.size * np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
-    return 0
 
 
 @each_model

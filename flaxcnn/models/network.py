@@ -1,0 +1,111 @@
+"""What the networks of the zoo share: their arguments, their stages, what they return."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.typing import Dtype
+
+from flaxcnn.errors import UserError
+
+Array = jax.Array
+
+
+class Network(nn.Module, kw_only=True):
+    """The arguments of every network.
+
+    Attributes:
+      num_classes: logits per image; 0 for pooled features, float32 [N, C], in their place.
+      dtype: of the computation. Parameters, statistics and logits stay float32.
+      axis_name: the `pmap` axis over which batch statistics are global.
+      features_only: to return the outputs of stages, a tuple of maps, in the place of logits.
+      out_indices: which stages, of those `feature_info` lists; by default all. Nothing after the
+        last of them is computed or has parameters.
+    """
+
+    num_classes: int
+    dtype: Dtype = jnp.float32
+    axis_name: str | None = None
+    features_only: bool = False
+    out_indices: tuple[int, ...] | None = None
+
+
+class Outputs(NamedTuple):
+    """What a network with auxiliary classifiers returns in training.
+
+    `logits` and each of `auxiliary`, in the order of depth, are float32 [N, num_classes].
+    """
+
+    logits: Array
+    auxiliary: tuple[Array, ...]
+
+
+class Feature(NamedTuple):
+    """The output of a stage: its channels, and how many pixels of the input a step in it is."""
+
+    name: str
+    channels: int
+    stride: int
+
+
+def run_stages(
+    network: Network, x: Array, stages: Mapping[str, Callable[[Array], Array]]
+) -> tuple[Array, ...]:
+    """Applies stages in turn; returns the outputs of all, or of `network.out_indices`.
+
+    Raises UserError for an index that no stage has, and for indices without `features_only`.
+    """
+    wanted = tuple(range(len(stages)))
+    if network.out_indices is not None:
+        if not network.features_only:
+            raise UserError("out_indices chooses among features: it needs features_only=True")
+        wanted = tuple(network.out_indices)
+        for index in wanted:
+            if not -len(stages) <= index < len(stages):
+                raise UserError(
+                    f"out_indices has {index}, and the network {len(stages)} stages: "
+                    + ", ".join(stages)
+                )
+        wanted = tuple(index % len(stages) for index in wanted)
+    outputs = {}
+    for name, stage in list(stages.items())[: max(wanted) + 1]:
+        outputs[name] = x = stage(x)
+    network.sow("intermediates", "stages", outputs)
+    return tuple(list(outputs.values())[index] for index in wanted)
+
+
+def feature_info(network: Network, input_shape: tuple[int, int, int]) -> list[Feature]:
+    """Lists the stages whose outputs `features_only` returns; traces, and computes nothing.
+
+    `input_shape` is (height, width, channels) of images that the network takes.
+    """
+    height, width, channels = input_shape
+    model = network.clone(features_only=True)
+    sides = []
+    for extra in (0, _EXTRA):
+        images = jax.ShapeDtypeStruct((1, height + extra, width + extra, channels), jnp.float32)
+        sides.append(_trace_stages(model, images))
+    found = [
+        Feature(name, shape[-1], _EXTRA // (larger[1] - shape[1]))
+        for (name, shape), (_, larger) in zip(*sides, strict=True)
+    ]
+    if network.out_indices is None:
+        return found
+    return [found[index % len(found)] for index in network.out_indices]
+
+
+_EXTRA = 128  # pixels: a multiple of every network's stride, so that sides grow by 128 / stride
+
+
+def _trace_stages(model: Network, images: jax.ShapeDtypeStruct) -> list[tuple[str, tuple]]:
+    stages = {}
+
+    def forward(images):
+        variables = model.init(jax.random.key(0), images, train=False)
+        sown: Any = model.apply(variables, images, train=False, mutable=["intermediates"])[1]
+        stages.update({name: x.shape for name, x in sown["intermediates"]["stages"][0].items()})
+
+    jax.eval_shape(forward, images)
+    return list(stages.items())

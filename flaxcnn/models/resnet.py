@@ -1,0 +1,266 @@
+"""ResNets and the plain networks they are compared with.
+
+He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016 (arXiv:1512.03385),
+Table 1, and section 4.2 for CIFAR-10. Trained by SGD with momentum 0.9 and weight decay 1e-4.
+The blocks are those of ResNeXt and SE-ResNet too (`resnext.py`, `senet.py`).
+"""
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from flaxcnn.layers import BatchNorm, Conv, DropPath, SqueezeExcite, global_avg_pool, max_pool
+from flaxcnn.models.deviation import Deviation
+from flaxcnn.models.images import check_images
+from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.variant import Variant
+
+Array = jax.Array
+Shortcut = Literal["none", "pad", "project", "project_all"]
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, eq. 14
+dense_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut; `features` channels come out.
+
+    `conv` and `norm` are Conv and BatchNorm with dtype, initialiser and train mode chosen; `drop`
+    is applied to the branch before the sum. `se_reduction` is that of squeeze-and-excitation on
+    the branch, 0 for none.
+    """
+
+    features: int
+    stride: int
+    shortcut: Shortcut
+    conv: Any
+    norm: Any
+    drop: Any
+    se_reduction: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [N, H, W, C] to [N, H/stride, W/stride, features]."""
+        y = self.conv(self.features, 3, self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(self.features, 3, padding=1, name="conv2")(y)
+        return _join(self, x, self.norm(name="bn2")(y))
+
+
+class Bottleneck(nn.Module):
+    """1x1 down, 3x3, 1x1 up and a shortcut; `features` channels come out. See BasicBlock.
+
+    `width` is the channels of the 3x3 convolution, in `groups`. With `stride_first` the stride is
+    on the first 1x1, as in the paper, not on the 3x3.
+    """
+
+    features: int
+    width: int
+    stride: int
+    shortcut: Shortcut
+    conv: Any
+    norm: Any
+    drop: Any
+    groups: int = 1
+    stride_first: bool = False
+    se_reduction: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [N, H, W, C] to [N, H/stride, W/stride, features]."""
+        first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
+        y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 1, first, name="conv1")(x)))
+        conv2 = self.conv(self.width, 3, second, padding=1, groups=self.groups, name="conv2")
+        y = nn.relu(self.norm(name="bn2")(conv2(y)))
+        y = self.norm(name="bn3")(self.conv(self.features, 1, name="conv3")(y))
+        return _join(self, x, y)
+
+
+def _join(block: BasicBlock | Bottleneck, x: Array, y: Array) -> Array:
+    """Adds what the shortcut makes of `x` (the paper's options A, B, C) to the branch `y`."""
+    if block.se_reduction:
+        y = SqueezeExcite(block.se_reduction, y.dtype, name="se")(y)
+    y = block.drop(y)
+    if block.shortcut == "none":
+        return nn.relu(y)
+    if block.shortcut == "project_all" or (block.shortcut == "project" and x.shape != y.shape):
+        x = block.conv(block.features, 1, block.stride, name="shortcut_conv")(x)
+        x = block.norm(name="shortcut_bn")(x)
+    elif x.shape != y.shape:  # no parameters: every other pixel, zeros in the new channels
+        missing = y.shape[-1] - x.shape[-1]
+        x = x[:, :: block.stride, :: block.stride]
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+    return nn.relu(x + y)
+
+
+class ResNet(Network):
+    """ResNet: [N, H, W, C] -> float32 logits [N, num_classes].
+
+    Attributes:
+      depths: blocks in each stage; from stage to stage maps halve and channels double.
+      bottleneck: blocks of three convolutions with 4 times the features, from depth 50 on.
+      features: channels of the stem and of the first stage's narrow convolutions.
+      cifar: a stem for 32x32 images, 3x3 without pooling, and not 7x7 with stride 2 and pooling.
+      ceil_pool: pooling in the stem as in Caffe, without a border but with the last, cut window.
+      shortcut: "project" where the shape changes (B in the paper), "pad" with zeros (A),
+        "project_all" (C), or "none": a plain network.
+      stride_first: the stride of a bottleneck on its first 1x1, as in the paper, not on its 3x3.
+      groups, group_width: of a bottleneck's 3x3 in the first stage (ResNeXt).
+      se_reduction: of squeeze-and-excitation in each block (SE-ResNet), 0 for none.
+      drop_path: probability to drop the last block's branch; those before it in proportion.
+    """
+
+    depths: tuple[int, ...]
+    bottleneck: bool = False
+    features: int = 64
+    cifar: bool = False
+    ceil_pool: bool = False
+    shortcut: Shortcut = "project"
+    stride_first: bool = False
+    groups: int = 1
+    group_width: int = 64
+    se_reduction: int = 0
+    drop_path: float = 0.0
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Any:
+        """Maps images [N, H, W, C] to float32 logits [N, num_classes], or to a tuple of maps."""
+        check_images(images, 1, self)
+        conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
+        norm = functools.partial(
+            BatchNorm, not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name
+        )
+
+        def stem(x: Array) -> Array:
+            size, stride, border = (3, 1, 1) if self.cifar else (7, 2, 3)
+            x = conv(self.features, size, stride, padding=border, name="stem_conv")(x)
+            x = nn.relu(norm(name="stem_bn")(x))
+            if self.cifar:
+                return x
+            border = 0 if self.ceil_pool else 1
+            return max_pool(x, (3, 3), (2, 2), border, self.ceil_pool)
+
+        def stage(x: Array, index: int) -> Array:
+            for i in range(self.depths[index]):
+                depth, name = sum(self.depths[:index]) + i, f"stage{index + 1}_block{i + 1}"
+                rate = self.drop_path * depth / max(sum(self.depths) - 1, 1)
+                drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
+                block = functools.partial(
+                    Bottleneck if self.bottleneck else BasicBlock,
+                    stride=2 if i == 0 and index > 0 else 1,
+                    shortcut=self.shortcut,
+                    conv=conv,
+                    norm=norm,
+                    drop=functools.partial(drop, train=train),
+                    se_reduction=self.se_reduction,
+                    name=name,
+                )
+                features = self.features * 2**index
+                if not self.bottleneck:
+                    x = block(features)(x)
+                    continue
+                width = features * self.group_width // 64 * self.groups
+                x = block(4 * features, width, groups=self.groups, stride_first=self.stride_first)(
+                    x
+                )
+            return x
+
+        stages = {"stem": stem} | {
+            f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(self.depths))
+        }
+        outputs = run_stages(self, images, stages)
+        if self.features_only:
+            return outputs
+        x = global_avg_pool(outputs[-1])
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, kernel_init=dense_uniform, name="classifier")(x)
+        return x.astype(jnp.float32)
+
+
+# Table 1: blocks per stage.
+DEPTHS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+
+
+def _make_variant(depth: int, params: int, macs: int, statistics: int, **kwargs: Any) -> Variant:
+    return Variant(
+        network=ResNet,
+        kwargs={"num_classes": 1000, "depths": DEPTHS[depth], "bottleneck": depth >= 50, **kwargs},
+        input_shape=(224, 224, 3),
+        params=params,
+        macs=macs,
+        statistics=statistics,
+        paper="He et al., Deep residual learning for image recognition",
+        year=2015,
+    )
+
+
+def _make_cifar_variant(depth: int, params: int, macs: int, statistics: int) -> Variant:
+    blocks = (depth - 2) // 6  # section 4.2: 6n + 2 layers
+    return Variant(
+        network=ResNet,
+        kwargs={
+            "num_classes": 10,
+            "depths": (blocks,) * 3,
+            "features": 16,
+            "cifar": True,
+            "shortcut": "pad",
+        },
+        input_shape=(32, 32, 3),
+        params=params,
+        macs=macs,
+        statistics=statistics,
+        paper="He et al., Deep residual learning for image recognition, section 4.2",
+        year=2015,
+    )
+
+
+VARIANTS = {
+    "plain18": _make_variant(18, 11_515_688, 1_794_805_760, 7_808, shortcut="none"),
+    "plain34": _make_variant(34, 21_623_848, 3_644_493_824, 15_232, shortcut="none"),
+    "resnet18": _make_variant(18, 11_689_512, 1_814_073_344, 9_600),
+    "resnet34": _make_variant(34, 21_797_672, 3_663_761_408, 17_024),
+    "resnet34_a": _make_variant(34, 21_623_848, 3_644_493_824, 15_232, shortcut="pad"),
+    "resnet34_c": _make_variant(34, 22_716_840, 3_830_747_136, 22_784, shortcut="project_all"),
+    "resnet50": _make_variant(50, 25_557_032, 4_089_184_256, 53_120),
+    "resnet50_v1": _make_variant(50, 25_557_032, 3_857_973_248, 53_120, stride_first=True),
+    "resnet101": _make_variant(101, 44_549_160, 7_801_405_440, 105_344),
+    "resnet101_v1": _make_variant(101, 44_549_160, 7_570_194_432, 105_344, stride_first=True),
+    "resnet152": _make_variant(152, 60_192_808, 11_513_626_624, 151_424),
+    "resnet152_v1": _make_variant(152, 60_192_808, 11_282_415_616, 151_424, stride_first=True),
+    "cifar_resnet20": _make_cifar_variant(20, 269_722, 40_551_040, 1_376),
+    "cifar_resnet32": _make_cifar_variant(32, 464_154, 68_862_592, 2_272),
+    "cifar_resnet44": _make_cifar_variant(44, 658_586, 97_174_144, 3_168),
+    "cifar_resnet56": _make_cifar_variant(56, 853_018, 125_485_696, 4_064),
+    "cifar_resnet110": _make_cifar_variant(110, 1_727_962, 252_887_680, 8_096),
+}
+
+DEVIATIONS = (
+    Deviation(
+        "resnet50, resnet101, resnet152",
+        "A bottleneck's stride is on its first 1x1 (authors' Caffe files).",
+        "torchvision and timm put it on the 3x3 (v1.5); Keras keeps the paper's.",
+        "The plain name is torchvision's, so that its weights fit; `*_v1` is the paper's. They "
+        "have the same parameters; v1.5 takes 6 % more multiply-adds in depth 50.",
+    ),
+    Deviation(
+        "resnet*_v1",
+        "Convolutions have no bias (only conv1 of the authors' ResNet-50 file has one).",
+        "Keras gives every convolution a bias, which BatchNorm cancels.",
+        "No biases; converting from Keras folds them into BatchNorm's mean.",
+    ),
+    Deviation(
+        "resnet34",
+        "The main curves use shortcut A (zeros for new channels); Table 3 compares A, B and C.",
+        "torchvision, timm and the rest use B (projections where the shape changes).",
+        "`resnet34` is B, `resnet34_a` and `resnet34_c` the other two.",
+    ),
+)

@@ -1,0 +1,108 @@
+"""What holds for every network of the zoo: size, stages, input, interface. Nothing is computed."""
+
+import csv
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from counting import count_multiply_adds, count_values
+from networks import REFERENCES
+from test_variant import SIZES as TEXTBOOK
+
+from flaxcnn.errors import UserError
+from flaxcnn.models import create_model, list_models, variant
+from flaxcnn.models.network import Network, feature_info
+
+with open(Path(__file__).with_name("zoo.csv")) as file:
+    TABLE = {row["name"]: row for row in csv.DictReader(file)}  # the project's reference table
+
+ZOO = sorted(set(list_models()) - set(TEXTBOOK))
+each_network = pytest.mark.parametrize("name", ZOO)
+each_row = pytest.mark.parametrize("name", sorted(TABLE))
+
+# Networks without a public implementation, each with a forward pass in NumPy in the file named.
+IN_NUMPY = {
+    "plain18": "test_resnet",
+    "plain34": "test_resnet",
+    "resnet34_a": "test_resnet",
+    "resnet34_c": "test_resnet",
+}
+
+
+@functools.cache
+def trace(name):
+    """Shapes of the variables and the jaxpr of a forward pass."""
+    v, model = variant(name), create_model(name)
+    images = jax.ShapeDtypeStruct((1, *v.input_shape), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return variables, jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+
+
+@each_network
+def test_size(name):
+    v = variant(name)
+    variables, jaxpr = trace(name)
+    assert set(variables) <= {"params", "batch_stats"}
+    assert count_values(variables["params"]) == v.params
+    assert count_values(variables.get("batch_stats", {})) == v.statistics
+    assert count_multiply_adds(jaxpr.jaxpr) == v.macs
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    (logits,) = jaxpr.out_avals
+    assert (logits.shape, logits.dtype) == ((1, v.kwargs["num_classes"]), jnp.float32)
+
+
+@each_row
+def test_reference_table(name):
+    """Every classifier of the reference table can be made, and has the size given there."""
+    v, row = variant(name), TABLE[name]
+    assert v.params == int(row["params"])
+    assert v.statistics == int(row["statistics"])
+    assert v.macs == int(row["macs"])
+    assert v.input_shape == tuple(map(int, row["input"].split("x")))
+
+
+def test_every_network_is_compared_with_an_independent_implementation():
+    compared = {reference.model for reference in REFERENCES} | set(IN_NUMPY)
+    assert set(ZOO) - compared == set()
+    for file in IN_NUMPY.values():
+        assert Path(__file__).with_name(f"{file}.py").is_file()
+
+
+@each_network
+def test_stages(name):
+    v, model = variant(name), create_model(name)
+    assert isinstance(model, Network)
+    stages = feature_info(model, v.input_shape)
+    assert len(stages) >= 3
+    strides = [stage.stride for stage in stages]
+    assert strides == sorted(strides) and all(s & (s - 1) == 0 for s in strides)
+    chosen = create_model(name, features_only=True, out_indices=(0, -2))
+    images = jax.ShapeDtypeStruct((1, *v.input_shape), jnp.float32)
+    maps, variables = jax.eval_shape(
+        lambda x: chosen.init_with_output(jax.random.key(0), x, train=False), images
+    )
+    assert [m.shape[-1] for m in maps] == [stages[0].channels, stages[-2].channels]
+    everything = trace(name)[0]["params"]
+    assert set(variables["params"]) < set(everything)  # no head, and no last stage
+
+
+@each_network
+def test_pooled_features_and_low_precision(name):
+    v = variant(name)
+    model = create_model(name, num_classes=0, dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((2, *v.input_shape), jnp.float32)
+    features, variables = jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x, train=False), images
+    )
+    assert features.ndim == 2 and features.dtype == jnp.float32
+    assert "classifier" not in variables["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@each_network
+def test_arrays_that_are_no_images_are_refused(name):
+    model = create_model(name)
+    with pytest.raises(UserError, match=r"(?m)needs images \[N, H, W, C\], got .*\(28, 28\)$"):
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), jnp.zeros((28, 28)))

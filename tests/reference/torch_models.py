@@ -1,0 +1,51 @@
+"""Networks of torchvision and timm, built with the CPU build of torch."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def _define_missing_operators() -> None:
+    """Declares torchvision's compiled operators, which its import needs and no classifier calls."""
+    library = torch.library.Library("torchvision", "DEF")
+    for signature in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "roi_align(Tensor i, Tensor r, float s, int h, int w, int n, bool a) -> Tensor",
+        "roi_pool(Tensor i, Tensor r, float s, int h, int w) -> (Tensor, Tensor)",
+        "ps_roi_align(Tensor i, Tensor r, float s, int h, int w, int n) -> (Tensor, Tensor)",
+        "ps_roi_pool(Tensor i, Tensor r, float s, int h, int w) -> (Tensor, Tensor)",
+        "deform_conv2d(Tensor i) -> Tensor",
+        "_roi_align_backward(Tensor g) -> Tensor",
+        "_roi_pool_backward(Tensor g) -> Tensor",
+        "_ps_roi_align_backward(Tensor g) -> Tensor",
+        "_ps_roi_pool_backward(Tensor g) -> Tensor",
+        "_deform_conv2d_backward(Tensor g) -> Tensor",
+    ):
+        library.define(signature)
+    _KEPT.append(library)
+
+
+_KEPT: list[Any] = []  # operators go when their library does
+
+
+def build(source: str, classes: int, arguments: Mapping[str, Any]) -> torch.nn.Module:
+    """Makes "timm:NAME" or the network with a dotted name."""
+    if not _KEPT:
+        _define_missing_operators()
+    if source.startswith("timm:"):
+        import timm
+
+        return timm.create_model(source[5:], num_classes=classes, **arguments)
+    module, _, name = source.rpartition(".")
+    return getattr(importlib.import_module(module), name)(num_classes=classes, **arguments)
+
+
+def list_logits(outputs: Any) -> list[torch.Tensor]:
+    """The logits and those of auxiliary classifiers, in the order of depth."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    fields = outputs._asdict()
+    return [fields.pop("logits"), *(fields[name] for name in sorted(fields))]

@@ -2,98 +2,31 @@
 
 He, Zhang, Ren, Sun: Deep residual learning for image recognition, CVPR 2016 (arXiv:1512.03385),
 Table 1, and section 4.2 for CIFAR-10. Trained by SGD with momentum 0.9 and weight decay 1e-4.
-The blocks are those of ResNeXt and SE-ResNet too (`resnext.py`, `senet.py`).
+ResNeXt and SE-ResNet are this network too (`resnext.py`, `senet.py`).
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, DropPath, SqueezeExcite, global_avg_pool, max_pool
+from flaxcnn.layers import BatchNorm, Conv, Dropout, DropPath, global_avg_pool, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
 from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.residual import (
+    BasicBlock,
+    Bottleneck,
+    Shortcut,
+    dense_uniform,
+    drop_rate,
+    he_normal,
+)
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
-Shortcut = Literal["none", "pad", "project", "project_all"]
-
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, eq. 14
-dense_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; `features` channels come out.
-
-    `conv` and `norm` are Conv and BatchNorm with dtype, initialiser and train mode chosen; `drop`
-    is applied to the branch before the sum. `se_reduction` is that of squeeze-and-excitation on
-    the branch, 0 for none.
-    """
-
-    features: int
-    stride: int
-    shortcut: Shortcut
-    conv: Any
-    norm: Any
-    drop: Any
-    se_reduction: int = 0
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [N, H, W, C] to [N, H/stride, W/stride, features]."""
-        y = self.conv(self.features, 3, self.stride, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(self.features, 3, padding=1, name="conv2")(y)
-        return _join(self, x, self.norm(name="bn2")(y))
-
-
-class Bottleneck(nn.Module):
-    """1x1 down, 3x3, 1x1 up and a shortcut; `features` channels come out. See BasicBlock.
-
-    `width` is the channels of the 3x3 convolution, in `groups`. With `stride_first` the stride is
-    on the first 1x1, as in the paper, not on the 3x3.
-    """
-
-    features: int
-    width: int
-    stride: int
-    shortcut: Shortcut
-    conv: Any
-    norm: Any
-    drop: Any
-    groups: int = 1
-    stride_first: bool = False
-    se_reduction: int = 0
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [N, H, W, C] to [N, H/stride, W/stride, features]."""
-        first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
-        y = nn.relu(self.norm(name="bn1")(self.conv(self.width, 1, first, name="conv1")(x)))
-        conv2 = self.conv(self.width, 3, second, padding=1, groups=self.groups, name="conv2")
-        y = nn.relu(self.norm(name="bn2")(conv2(y)))
-        y = self.norm(name="bn3")(self.conv(self.features, 1, name="conv3")(y))
-        return _join(self, x, y)
-
-
-def _join(block: BasicBlock | Bottleneck, x: Array, y: Array) -> Array:
-    """Adds what the shortcut makes of `x` (the paper's options A, B, C) to the branch `y`."""
-    if block.se_reduction:
-        y = SqueezeExcite(block.se_reduction, y.dtype, name="se")(y)
-    y = block.drop(y)
-    if block.shortcut == "none":
-        return nn.relu(y)
-    if block.shortcut == "project_all" or (block.shortcut == "project" and x.shape != y.shape):
-        x = block.conv(block.features, 1, block.stride, name="shortcut_conv")(x)
-        x = block.norm(name="shortcut_bn")(x)
-    elif x.shape != y.shape:  # no parameters: every other pixel, zeros in the new channels
-        missing = y.shape[-1] - x.shape[-1]
-        x = x[:, :: block.stride, :: block.stride]
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
-    return nn.relu(x + y)
 
 
 class ResNet(Network):
@@ -110,7 +43,9 @@ class ResNet(Network):
       stride_first: the stride of a bottleneck on its first 1x1, as in the paper, not on its 3x3.
       groups, group_width: of a bottleneck's 3x3 in the first stage (ResNeXt).
       se_reduction: of squeeze-and-excitation in each block (SE-ResNet), 0 for none.
+      dropout: probability to drop a feature before the classifier.
       drop_path: probability to drop the last block's branch; those before it in proportion.
+      epsilon: of BatchNorm; 1.001e-5 in Keras.
     """
 
     depths: tuple[int, ...]
@@ -123,15 +58,22 @@ class ResNet(Network):
     groups: int = 1
     group_width: int = 64
     se_reduction: int = 0
+    dropout: float = 0.0
     drop_path: float = 0.0
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
         """Maps images [N, H, W, C] to float32 logits [N, num_classes], or to a tuple of maps."""
-        check_images(images, 1, self)
+        check_images(images, 3 if self.ceil_pool else 1, self)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
         norm = functools.partial(
-            BatchNorm, not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name
+            BatchNorm,
+            not train,
+            momentum=0.9,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
         )
 
         def stem(x: Array) -> Array:
@@ -145,8 +87,8 @@ class ResNet(Network):
 
         def stage(x: Array, index: int) -> Array:
             for i in range(self.depths[index]):
-                depth, name = sum(self.depths[:index]) + i, f"stage{index + 1}_block{i + 1}"
-                rate = self.drop_path * depth / max(sum(self.depths) - 1, 1)
+                name = f"stage{index + 1}_block{i + 1}"
+                rate = drop_rate(self.drop_path, self.depths, index, i)
                 drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
                 block = functools.partial(
                     Bottleneck if self.bottleneck else BasicBlock,
@@ -159,13 +101,14 @@ class ResNet(Network):
                     name=name,
                 )
                 features = self.features * 2**index
-                if not self.bottleneck:
-                    x = block(features)(x)
-                    continue
-                width = features * self.group_width // 64 * self.groups
-                x = block(4 * features, width, groups=self.groups, stride_first=self.stride_first)(
-                    x
-                )
+                if self.bottleneck:
+                    block = functools.partial(
+                        block,
+                        width=features * self.group_width // 64 * self.groups,
+                        groups=self.groups,
+                        stride_first=self.stride_first,
+                    )
+                x = block(4 * features if self.bottleneck else features)(x)
             return x
 
         stages = {"stem": stem} | {
@@ -176,6 +119,7 @@ class ResNet(Network):
             return outputs
         x = global_avg_pool(outputs[-1])
         if self.num_classes:
+            x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
             x = nn.Dense(self.num_classes, kernel_init=dense_uniform, name="classifier")(x)
         return x.astype(jnp.float32)
 
@@ -256,6 +200,14 @@ DEVIATIONS = (
         "Convolutions have no bias (only conv1 of the authors' ResNet-50 file has one).",
         "Keras gives every convolution a bias, which BatchNorm cancels.",
         "No biases; converting from Keras folds them into BatchNorm's mean.",
+    ),
+    Deviation(
+        "resnet*_v1",
+        "BatchNorm's epsilon is 1e-5; the maximum is taken over windows without a border, the last "
+        "one cut (Caffe).",
+        "Keras: 1.001e-5, and a border of one pixel.",
+        "The border of the ports, and 1e-5: with Keras' weights take `epsilon=1.001e-5`, with the "
+        "authors' `ceil_pool=True`.",
     ),
     Deviation(
         "resnet34",

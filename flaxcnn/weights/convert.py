@@ -21,11 +21,15 @@ Path = tuple[str, ...]
 
 
 class Source(NamedTuple):
-    """Where a leaf of our variables comes from: their name of it, and the change of its layout."""
+    """Where a leaf of our variables comes from: their name of it, and the change of its layout.
+
+    `bias_before` is the name of a bias that is taken off it (see `Rule`).
+    """
 
     name: str
     transform: Transform | None
     shape: tuple[int, ...]  # ours
+    bias_before: str | None = None
 
     def to_theirs(self, value: Array) -> Array:
         """Changes our array into theirs."""
@@ -39,6 +43,22 @@ class Source(NamedTuple):
     def their_shape(self) -> tuple[int, ...]:
         """The shape of their array."""
         return self.to_theirs(np.broadcast_to(np.float32(0), self.shape)).shape
+
+    @property
+    def their_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the one or two of their arrays that ours is made of, by name."""
+        shapes = {self.name: self.their_shape}
+        return shapes | ({self.bias_before: self.shape} if self.bias_before else {})
+
+    def read(self, tensors: Mapping[str, Array]) -> Array:
+        """Makes our array of theirs."""
+        value = self.to_ours(tensors[self.name])
+        return value - tensors[self.bias_before] if self.bias_before else value
+
+    def write(self, value: Array) -> dict[str, Array]:
+        """Makes theirs of ours; a bias that we do not have is zero."""
+        tensors = {self.name: np.ascontiguousarray(self.to_theirs(value))}
+        return tensors | ({self.bias_before: np.zeros_like(value)} if self.bias_before else {})
 
 
 def convert(
@@ -55,23 +75,24 @@ def convert(
     """
     model = create_model(name, **kwargs)
     sources = list_sources(name, model, layout)
-    known = {source.name for source in sources.values()}
+    known = {n: shape for s in sources.values() for n, shape in s.their_shapes.items()}
+    tensors = {_rename(model, layout, n): tensor for n, tensor in tensors.items()}
     rest = [n for n in tensors if n not in known and not re.fullmatch(LAYOUTS[layout].ignored, n)]
     auxiliary = re.compile(_family(model).__dict__.get("AUXILIARY", "$^"))
     unused = [n for n in rest if auxiliary.match(n)]
-    problems = [f"missing {n}" for n in sorted(known - set(tensors))]
+    problems = [f"missing {n}" for n in sorted(set(known) - set(tensors))]
     problems += [f"unexpected {n}" for n in rest if n not in unused]
     problems += [
-        f"{s.name} has shape {tensors[s.name].shape}, and not {s.their_shape}"
-        for s in sources.values()
-        if s.name in tensors and tensors[s.name].shape != s.their_shape
+        f"{n} has shape {tensors[n].shape}, and not {shape}"
+        for n, shape in known.items()
+        if n in tensors and tensors[n].shape != shape
     ]
     if problems:
         raise UserError(f"weights for {name} in layout {layout}: " + "; ".join(problems))
     if unused:
         warnings.warn(f"{name}: weights not used: {', '.join(unused)}", stacklevel=2)
     flat = {
-        path: np.ascontiguousarray(source.to_ours(tensors[source.name]), np.float32)
+        path: np.ascontiguousarray(source.read(tensors), np.float32)
         for path, source in sources.items()
     }
     return traverse_util.unflatten_dict(flat)
@@ -94,10 +115,10 @@ def export(name: str, variables: Mapping[str, Any], layout: str, **kwargs: Any) 
     ]
     if problems:
         raise UserError(f"variables for {name}: " + "; ".join(problems))
-    return {
-        source.name: np.ascontiguousarray(source.to_theirs(np.asarray(flat[path])))
-        for path, source in sources.items()
-    }
+    tensors: dict[str, Array] = {}
+    for path, source in sources.items():
+        tensors |= source.write(np.asarray(flat[path]))
+    return tensors
 
 
 def list_sources(name: str, model: nn.Module, layout: str) -> dict[Path, Source]:
@@ -124,9 +145,9 @@ def list_sources(name: str, model: nn.Module, layout: str) -> dict[Path, Source]
         transform = None
         if path[-1] == "kernel":
             transform = rule.kernel or conventions.kernels.get(len(leaf.shape))
-        sources[path] = Source(
-            f"{module}{conventions.separator}{their_leaf}", transform, leaf.shape
-        )
+        their_name = f"{module}{conventions.separator}{their_leaf}"
+        bias = rule.rename_bias_before("/".join(path[1:-1])) if path[-1] == "mean" else None
+        sources[path] = Source(their_name, transform, leaf.shape, bias)
     return sources
 
 
@@ -136,6 +157,13 @@ def _find(rules: list[Rule], path: str, name: str, layout: str) -> tuple[Rule, s
         if module is not None:
             return rule, module
     raise LookupError(f"no rule of layout {layout} is about {path} of {name}")
+
+
+def _rename(model: nn.Module, layout: str, name: str) -> str:
+    """The layout's name of a tensor that files of other releases call differently."""
+    for pattern, ours in getattr(_family(model), "OTHER_NAMES", {}).get(layout, ()):
+        name = re.sub(f"^{pattern}", ours, name)
+    return name
 
 
 def _family(model: nn.Module) -> Any:

@@ -23,20 +23,29 @@ class Rule(NamedTuple):
     r"stage(\d)_block(\d+)/conv(\d)". In `theirs`, \1 stands for the first group and {1-1} for the
     first group, a number, less one: r"layer\1.{2-1}.conv\3". `leaves` are the module's
     own names for parameters that differ from the layout's. `kernel` changes the kernel in another
-    way than the layout does.
+    way than the layout does. `bias_before` is the name of a bias that their convolution has before
+    this BatchNorm and ours has not: it is taken off the mean.
     """
 
     ours: str
     theirs: str
     leaves: Mapping[str, str] = {}
     kernel: Transform | None = None
+    bias_before: str | None = None
 
     def rename(self, path: str) -> str | None:
         """Returns their name of the module at `path`, or None if the rule is not about it."""
+        return self._expand(self.theirs, path)
+
+    def rename_bias_before(self, path: str) -> str | None:
+        """Returns their name of the bias before the module at `path`, or None."""
+        return self._expand(self.bias_before, path) if self.bias_before else None
+
+    def _expand(self, template: str, path: str) -> str | None:
         match = re.fullmatch(self.ours, path)
         if match is None:
             return None
-        name = match.expand(self.theirs)
+        name = match.expand(template)
         return re.sub(r"\{(\d+)([+-]\d+)\}", lambda m: str(int(match[int(m[1])]) + int(m[2])), name)
 
 

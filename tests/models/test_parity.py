@@ -20,7 +20,7 @@ from flaxcnn.models.network import Outputs
 from flaxcnn.weights.convert import convert, list_sources
 
 each_reference = pytest.mark.parametrize(
-    "reference", REFERENCES, ids=lambda r: f"{r.model}-{r.layout}"
+    "reference", REFERENCES, ids=lambda r: f"{r.model}{r.case}-{r.layout}"
 )
 
 
@@ -32,7 +32,8 @@ def prepare(reference):
     tensors = {}
     for source in sources.values():
         fan_in = int(np.prod(source.shape[:-1]))
-        tensors[source.name] = draw_weight(source.name, source.their_shape, fan_in, reference.gain)
+        for name, shape in source.their_shapes.items():
+            tensors[name] = draw_weight(name, shape, fan_in, reference.gain)
     variables = convert(reference.model, tensors, reference.layout, **kwargs)
     images = draw_images(reference.batch, reference.side, reference.side, 3)
     return model, variables, sources, images

@@ -1,6 +1,7 @@
 """Classic convolutional networks as pure Flax modules, and one reproducible training engine."""
 
-from flaxcnn.models import create_model, list_models
+from flaxcnn import weights
+from flaxcnn.models import create_model, feature_info, list_models
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "list_models"]
+__all__ = ["__version__", "create_model", "feature_info", "list_models", "weights"]

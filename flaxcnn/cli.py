@@ -21,12 +21,19 @@ def list_command(args: argparse.Namespace) -> int:
     if not args.verbose:
         print("\n".join(names))
         return 0
-    print(f"{'name':<24} {'parameters':>12} {'statistics':>10} {'multiply-adds':>14}  input")
+    width = max(map(len, names))
+    print(
+        f"{'name':<{width}}  {'parameters':>11}  {'statistics':>10}  {'multiply-adds':>14}  "
+        f"{'input':<9}  paper"
+    )
     for name in names:
         v = variant(name)
         shape = "x".join(map(str, v.input_shape))
         source = f"{v.paper} ({v.year})" if v.year else v.paper
-        print(f"{name:<24} {v.params:>12,} {v.statistics:>10,} {v.macs:>14,}  {shape:<10} {source}")
+        print(
+            f"{name:<{width}}  {v.params:>11,}  {v.statistics:>10,}  {v.macs:>14,}  "
+            f"{shape:<9}  {source}"
+        )
     return 0
 
 

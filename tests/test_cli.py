@@ -186,6 +186,10 @@ def test_list(capsys):
     assert capsys.readouterr().out.split() == ["lenet5_1998", "lenet5_dense"]
     assert main(["list", "--verbose", "mnist_cnn_220k"]) == 0
     assert "220,234" in capsys.readouterr().out
+    assert main(["list", "--verbose", "resnet50"]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    for part in ("25,557,032", "53,120", "4,089,184,256", "224x224x3", "He et al.", "(2015)"):
+        assert part in row
     assert main(["list", "alexnet99"]) == 2
 
 

@@ -60,6 +60,8 @@ def kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
         return _kernel_gradient_by_phase(x, dy, spec)
     if max(spec.strides) == 1 and channels > 2 and _kernel_gradient_is_a_convolution(spec):
         return _kernel_gradient_by_convolution(x, dy, spec)
+    if channels < _FEW_CHANNELS:
+        return _kernel_gradient_by_example(x, dy, spec)
     return _kernel_gradient_by_taps(x, dy, spec)
 
 
@@ -254,28 +256,42 @@ def _kernel_gradient_by_phase(x: Array, dy: Array, spec: ConvSpec) -> Array:
 
 
 def _kernel_gradient_by_taps(x: Array, dy: Array, spec: ConvSpec) -> Array:
-    """One matrix product per tap of the kernel: what the tap sees of the images, times `dy`.
-
-    With few channels a product is too narrow, so there the taps of a row are put side by side as
-    channels (29 and 12 GFLOP/s at 28x28x1 -> 32; 2 CPU cores).
-    """
-    channels = x.shape[-1]
+    """One matrix product per tap of the kernel: what the tap sees of the images, times `dy`."""
     # The barrier keeps what made the images from being computed again for every tap.
     padded, dy = lax.optimization_barrier((_pad(x, spec), dy.reshape(-1, dy.shape[-1])))
-    seen = [_see(padded, tap, spec) for tap in _taps(spec)]
-    if channels < _FEW_CHANNELS:
-        row = spec.kernel_size[-1]
-        seen = [jnp.concatenate(seen[i : i + row], axis=-1) for i in range(0, len(seen), row)]
     products = [
         lax.dot_general(
-            columns.reshape(-1, columns.shape[-1]),
+            _see(padded, tap, spec).reshape(-1, x.shape[-1]),
             dy,
             (((0,), (0,)), ((), ())),
             precision=spec.precision,
         )
-        for columns in seen
+        for tap in _taps(spec)
     ]
-    return jnp.stack(products).reshape(*spec.kernel_size, channels, -1)
+    return jnp.stack(products).reshape(*spec.kernel_size, *products[0].shape)
+
+
+def _kernel_gradient_by_example(x: Array, dy: Array, spec: ConvSpec) -> Array:
+    """Few channels: one matrix product per example, with all taps and channels as its rows.
+
+    A product per tap would be too narrow: 2.1 and 3.5 ms at 28x28x1 -> 32 with 64 examples (with
+    the taps of a row side by side; 2 CPU cores).
+    """
+    count, channels = x.shape[0], x.shape[-1]
+    padded = _pad(x, spec)
+    seen = [
+        _see(padded, tap, spec)[..., channel].reshape(count, -1)
+        for tap in _taps(spec)
+        for channel in range(channels)
+    ]
+    products = lax.dot_general(
+        lax.optimization_barrier(jnp.stack(seen, axis=1)),
+        dy.reshape(count, -1, dy.shape[-1]),
+        (((2,), (1,)), ((0,), (0,))),
+        precision=spec.precision,
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    )
+    return products.sum(0).astype(x.dtype).reshape(*spec.kernel_size, channels, -1)
 
 
 # Grouped: groups are joined to blocks, each a dense convolution with a kernel that is zero between

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from flaxcnn.models.network import Outputs
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.state import hash_tree, make_state
 from flaxcnn.training.step import make_eval_call, make_preprocess, make_train_call, make_train_step
@@ -68,6 +69,29 @@ def test_a_step_is_softmax_regression_in_numpy(accumulate, lr_scale):
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
     assert int(state.step) == 1
+
+
+class Auxiliary(nn.Module):
+    """Two softmax regressions, the second an auxiliary classifier."""
+
+    @nn.compact
+    def __call__(self, images, *, train: bool):
+        x = images.reshape(len(images), -1)
+        logits, auxiliary = (nn.Dense(CLASSES, name=name)(x) for name in ("main", "other"))
+        return Outputs(logits, (auxiliary,)) if train else logits
+
+
+def test_auxiliary_classifiers_count_with_their_weight():
+    step, state = make_parts(Auxiliary(), auxiliary_weight=0.4)
+    images, labels = make_batch(0)
+    new, metrics = jax.jit(step)(state, (images, labels), 1.0)
+    for name, weight in (("main", 1.0), ("other", 0.4)):
+        kernel, bias = (np.float64(state.params[name][leaf]) for leaf in ("kernel", "bias"))
+        loss, gradient, _, _ = softmax_regression(kernel, bias, images, labels)
+        expected = kernel - LEARNING_RATE * weight * gradient
+        np.testing.assert_allclose(new.params[name]["kernel"], expected, rtol=1e-4, atol=1e-5)
+        if name == "main":
+            np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
 
 
 def test_a_call_of_k_steps_is_k_steps():

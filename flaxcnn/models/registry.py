@@ -8,11 +8,61 @@ from typing import Any
 from flax import linen as nn
 
 from flaxcnn.errors import UserError
-from flaxcnn.models import lenet, mlp, resnet, small_cnn
+from flaxcnn.models import (
+    alexnet,
+    bad_design,
+    bn_inception,
+    darknet,
+    densenet,
+    googlenet,
+    inception_resnet,
+    inception_v3,
+    inception_v4,
+    lenet,
+    mlp,
+    mobilenet,
+    mobilenet_v2,
+    nasnet,
+    nin,
+    resnet,
+    resnet_v2,
+    resnext,
+    senet,
+    small_cnn,
+    squeezenet,
+    vgg,
+    xception,
+    zfnet,
+)
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.variant import Variant
 
-FAMILIES = (lenet, mlp, small_cnn, resnet)
+FAMILIES = (
+    alexnet,
+    bad_design,
+    bn_inception,
+    darknet,
+    densenet,
+    googlenet,
+    inception_resnet,
+    inception_v3,
+    inception_v4,
+    lenet,
+    mlp,
+    mobilenet,
+    mobilenet_v2,
+    nasnet,
+    nin,
+    resnet,
+    resnet_v2,
+    resnext,
+    senet,
+    small_cnn,
+    squeezenet,
+    vgg,
+    xception,
+    zfnet,
+)
 
 VARIANTS: dict[str, Variant] = {}
 ALIASES: dict[str, str] = {}  # other names in use -> ours

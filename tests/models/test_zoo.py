@@ -17,17 +17,51 @@ from flaxcnn.models.network import Network, feature_info
 
 with open(Path(__file__).with_name("zoo.csv")) as file:
     TABLE = {row["name"]: row for row in csv.DictReader(file)}  # the project's reference table
+    # Two rows differ from that table. Its `googlenet`, the paper's form, is `googlenet_lrn` here, as
+    # the plain name is torchvision's network. The multiply-adds of `googlenet_aux` are those of
+    # evaluation, as for the other networks with auxiliary classifiers, 8,372,224 fewer.
 
 ZOO = sorted(set(list_models()) - set(TEXTBOOK))
 each_network = pytest.mark.parametrize("name", ZOO)
+SMALLEST = {}  # network of each class: what is written once per class is tested once
+for _name in sorted(ZOO, key=lambda name: -variant(name).params):
+    SMALLEST[variant(_name).network] = _name
+each_class = pytest.mark.parametrize("name", sorted(SMALLEST.values()))
 each_row = pytest.mark.parametrize("name", sorted(TABLE))
 
 # Networks without a public implementation, each with a forward pass in NumPy in the file named.
 IN_NUMPY = {
+    "alexnet_2012_2group": "test_alexnet",
+    "alexnet_ungrouped": "test_alexnet",
+    "bad_design_840m": "test_bad_design",
+    "darknet19": "test_darknet",
+    "inception_resnet_v1": "test_inception_resnet",
+    "inception_resnet_v2_paper": "test_inception_resnet",
+    "nin_cifar10": "test_nin",
+    "nin_imagenet": "test_nin",
+    "pyramid_cnn": "test_bad_design",
+    "vgg11_lrn": "test_vgg",
+    "vgg16_c": "test_vgg",
+    "zfnet": "test_zfnet",
+    "zfnet_b": "test_zfnet",
+    "cifar_resnet110": "test_resnet",
+    "cifar_resnet20": "test_resnet",
+    "cifar_resnet32": "test_resnet",
+    "cifar_resnet44": "test_resnet",
+    "cifar_resnet56": "test_resnet",
+    "nasnet_a_large_slim": "test_nasnet",
+    "nasnet_a_mobile_slim": "test_nasnet",
     "plain18": "test_resnet",
     "plain34": "test_resnet",
     "resnet34_a": "test_resnet",
     "resnet34_c": "test_resnet",
+    "squeezenet1_0_caffe": "test_squeezenet",
+    "squeezenet1_0_complex_bypass": "test_squeezenet",
+    "squeezenet1_0_simple_bypass": "test_squeezenet",
+    "bn_inception": "test_bn_inception",
+    "googlenet_aux": "test_googlenet",
+    "googlenet_lrn": "test_googlenet",
+    "se_bn_inception": "test_bn_inception",
 }
 
 
@@ -64,13 +98,21 @@ def test_reference_table(name):
 
 
 def test_every_network_is_compared_with_an_independent_implementation():
-    compared = {reference.model for reference in REFERENCES} | set(IN_NUMPY)
-    assert set(ZOO) - compared == set()
+    # Variants for other resolutions are the same network.
+    compared = {
+        describe(name) for name in {reference.model for reference in REFERENCES} | set(IN_NUMPY)
+    }
+    assert [name for name in ZOO if describe(name) not in compared] == []
     for file in IN_NUMPY.values():
         assert Path(__file__).with_name(f"{file}.py").is_file()
 
 
-@each_network
+def describe(name):
+    v = variant(name)
+    return f"{v.network.__name__} {dict(v.kwargs)}"
+
+
+@each_class
 def test_stages(name):
     v, model = variant(name), create_model(name)
     assert isinstance(model, Network)
@@ -88,7 +130,7 @@ def test_stages(name):
     assert set(variables["params"]) < set(everything)  # no head, and no last stage
 
 
-@each_network
+@each_class
 def test_pooled_features_and_low_precision(name):
     v = variant(name)
     model = create_model(name, num_classes=0, dtype=jnp.bfloat16)
@@ -101,7 +143,7 @@ def test_pooled_features_and_low_precision(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@each_network
+@each_class
 def test_arrays_that_are_no_images_are_refused(name):
     model = create_model(name)
     with pytest.raises(UserError, match=r"(?m)needs images \[N, H, W, C\], got .*\(28, 28\)$"):

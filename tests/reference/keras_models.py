@@ -34,7 +34,7 @@ def run(reference: Reference) -> dict[str, np.ndarray]:
             continue
         shape = tuple(variable.shape)
         fan_in = int(np.prod(shape[:-1]))
-        if "depthwise" in variable.path or "_dw" in variable.path and len(shape) == 4:
+        if len(shape) == 4 and ("depthwise" in variable.path or "_dw" in variable.path):
             fan_in = shape[0] * shape[1]
         variable.assign(draw_weight(variable.path, shape, fan_in, reference.gain))
     images = jnp.asarray(draw_images(reference.batch, reference.side, reference.side, 3))

@@ -1,0 +1,35 @@
+"""SqueezeNet 1.0 of the Deep Compression release, on photographs."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+from photographs import GOLDEN, find_best, load_photographs, load_tensors
+
+from flaxcnn.models import create_model
+from flaxcnn.weights.convert import convert, export
+
+NAME = "squeezenet1_0_caffe"
+
+
+def test_photographs(shared):
+    tensors = load_tensors(shared / "data", NAME)
+    variables = convert(NAME, tensors, "caffe")
+    files, images, labels = load_photographs(shared / "data", NAME)
+    model = create_model(NAME)
+    logits = np.asarray(jax.jit(functools.partial(model.apply, train=False))(variables, images))
+    best = find_best(logits)
+    right = best == labels[:, None]
+    golden = json.loads(GOLDEN.read_text())[NAME]
+    assert best[:, 0].tolist() == [golden[file]["classes"][0] for file in files]
+    expected = np.array([golden[file]["logit"] for file in files])
+    np.testing.assert_allclose(logits.max(1), expected, rtol=1e-3)
+    assert (right[:, 0].sum(), right.sum(), len(files)) == (30, 41, 48)
+
+
+def test_weights_come_back(shared):
+    tensors = load_tensors(shared / "data", NAME)
+    back = export(NAME, convert(NAME, tensors, "caffe"), "caffe")
+    np.testing.assert_array_equal(back["fire5/expand3x3.weight"], tensors["fire5/conv3x3_2.weight"])
+    assert sum(tensor.size for tensor in back.values()) == 1_248_424

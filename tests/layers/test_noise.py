@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from flaxcnn.errors import UserError
-from flaxcnn.layers import Dropout, GaussianDropout, GaussianNoise
+from flaxcnn.layers import Dropout, DropPath, GaussianDropout, GaussianNoise
 
 LAYERS = {"dropout": Dropout(0.3), "gaussian": GaussianDropout(0.3), "noise": GaussianNoise(0.7)}
 each_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
@@ -27,6 +27,16 @@ def test_dropout_zeroes_its_rate_and_keeps_the_mean():
     y = np.asarray(apply(Dropout(0.3), jnp.ones((64, 1000))))
     np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
     assert abs((y == 0).mean() - 0.3) < 4 * (0.21 / y.size) ** 0.5
+
+
+def test_drop_path_drops_whole_examples():
+    y = np.asarray(apply(DropPath(0.25), jnp.ones((4000, 2, 3))))
+    whole = y.reshape(4000, -1)
+    assert (whole == whole[:, :1]).all()
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.75], rtol=1e-6)
+    assert abs((whole[:, 0] == 0).mean() - 0.25) < 4 * (0.1875 / 4000) ** 0.5
+    still = DropPath(0.25).apply({}, jnp.ones((4, 2)), train=False)
+    np.testing.assert_array_equal(still, jnp.ones((4, 2)))
 
 
 @pytest.mark.parametrize(

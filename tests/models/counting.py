@@ -26,7 +26,8 @@ def multiply_adds(equation) -> int:
     out = equation.outvars[0].aval
     if equation.primitive.name == "convolve":
         return out.size * int(np.prod(equation.invars[1].aval.shape[:3]))
-    if equation.primitive.name == "dot_general":
+    # Layers multiply features [N, C]; a product with maps sums the channels of local_response_norm.
+    if equation.primitive.name == "dot_general" and equation.invars[0].aval.ndim == 2:
         ((contracted, _), _) = equation.params["dimension_numbers"]
         return out.size * int(np.prod([equation.invars[0].aval.shape[i] for i in contracted]))
     return 0

@@ -77,7 +77,9 @@ def run_torch(reference: Reference) -> dict[str, np.ndarray]:
 
 
 def _norms(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    return np.array([np.linalg.norm(arrays[name]) for name in sorted(arrays)], np.float32)
+    return np.array(
+        [np.linalg.norm(arrays[name].astype(np.float64)) for name in sorted(arrays)], np.float32
+    )
 
 
 def run(reference: Reference) -> dict[str, np.ndarray]:

@@ -84,6 +84,15 @@ def test_caffe_names_and_back():
     )
 
 
+def test_torchvision_names_and_back():
+    _, variables = draw_network("alexnet", draw_images(1, 63, 63, 3), **SMALL)
+    tensors = export("alexnet", variables, "torchvision", **SMALL)
+    places = [f"features.{i}" for i in (0, 3, 6, 8, 10)] + [f"classifier.{i}" for i in (1, 4, 6)]
+    assert set(tensors) == {f"{place}.{leaf}" for place in places for leaf in ("weight", "bias")}
+    back = convert("alexnet", tensors, "torchvision", **SMALL)
+    assert jax.tree.all(jax.tree.map(np.array_equal, back, variables))
+
+
 def test_smallest_images():
     for name, side in (("alexnet", 63), ("alexnet_2012_2group", 67)):
         model = create_model(name, **SMALL)

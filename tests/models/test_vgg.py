@@ -63,6 +63,15 @@ def test_caffe_names_and_back():
     assert jax.tree.all(jax.tree.map(np.array_equal, back, variables))
 
 
+@pytest.mark.parametrize(
+    ("name", "layout"), [("vgg11_bn", "torchvision"), ("vgg13", "timm"), ("vgg19", "keras")]
+)
+def test_there_and_back(name, layout):
+    _, variables = draw_network(name, draw_images(1, 32, 32, 3), **SMALL)
+    back = convert(name, export(name, variables, layout, **SMALL), layout, **SMALL)
+    assert jax.tree.all(jax.tree.map(np.array_equal, back, variables))
+
+
 def test_smallest_images():
     model = create_model("vgg11", **SMALL)
     init_shapes(model, jnp.zeros((1, 32, 32, 3)))

@@ -12,6 +12,7 @@ from flaxcnn.layers.conv import (
 from flaxcnn.layers.noise import Dropout, DropPath, GaussianDropout, GaussianNoise
 from flaxcnn.layers.norm import BatchNorm, local_response_norm
 from flaxcnn.layers.pool import (
+    adaptive_avg_pool,
     avg_pool,
     channel_max_pool,
     global_avg_pool,
@@ -35,6 +36,7 @@ __all__ = [
     "Dropout",
     "GaussianDropout",
     "GaussianNoise",
+    "adaptive_avg_pool",
     "avg_pool",
     "channel_max_pool",
     "conv",

@@ -100,6 +100,23 @@ def channel_max_pool(x: Array, group_size: int) -> Array:
     return max_pool(x, (1, group_size), (1, group_size)).reshape(*places, channels // group_size)
 
 
+def adaptive_avg_pool(x: Array, output_size: tuple[int, int]) -> Array:
+    """Mean over a grid of bins: [N, H, W, C] -> [N, *output_size, C].
+
+    As `torch.nn.AdaptiveAvgPool2d`: bin i of n along L pixels goes from floor(i L / n) to
+    ceil((i + 1) L / n), so that bins overlap unless n divides L. Half precision is summed in
+    float32.
+    """
+    y = x.astype(_sum_dtype(x))
+    for axis, bins in ((1, output_size[0]), (2, output_size[1])):
+        size = y.shape[axis]
+        if size != bins:
+            edges = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
+            means = [lax.slice_in_dim(y, *edge, axis=axis).mean(axis) for edge in edges]
+            y = jnp.stack(means, axis)
+    return y.astype(x.dtype)
+
+
 def global_avg_pool(x: Array) -> Array:
     """Mean over each map: [N, H, W, C] -> [N, C]."""
     return x.mean((1, 2))

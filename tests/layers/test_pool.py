@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import (
+    adaptive_avg_pool,
     avg_pool,
     channel_max_pool,
     global_avg_pool,
@@ -130,6 +131,17 @@ def test_global_pools():
     np.testing.assert_array_equal(global_max_pool(jnp.asarray(x)), x.max((1, 2)))
     dx = jax.grad(lambda x: global_max_pool(x).sum())(jnp.zeros((1, 2, 2, 1)))
     np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0], [0, 0]])
+
+
+def test_adaptive_pool_averages_bins_that_overlap():
+    x = np.random.default_rng(0).normal(size=(2, 5, 3, 4)).astype(np.float32)
+    y = adaptive_avg_pool(jnp.asarray(x), (2, 4))
+    assert y.shape == (2, 2, 4, 4)
+    np.testing.assert_allclose(y[:, 0, 0], x[:, :3, :1].mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(y[:, 1, 1], x[:, 2:, 0:2].mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(y[:, 1, 2], x[:, 2:, 1:3].mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(y[:, 0, 3], x[:, :3, 2:].mean((1, 2)), rtol=1e-5)
+    np.testing.assert_array_equal(adaptive_avg_pool(jnp.asarray(x), (5, 3)), x)
 
 
 @pytest.mark.parametrize("case", TORCH["windows"], ids=lambda case: case["pool"])
@@ -316,6 +328,7 @@ EVERY_POOL = {
     ),
     "l2_pool": functools.partial(l2_pool, window_shape=(2, 2), strides=(2, 2), ceil_mode=True),
     "channel_max_pool": functools.partial(channel_max_pool, group_size=3),
+    "adaptive_avg_pool": functools.partial(adaptive_avg_pool, output_size=(4, 2)),
     "global_avg_pool": global_avg_pool,
     "global_max_pool": global_max_pool,
     "roi_max_pool": functools.partial(

@@ -230,38 +230,14 @@ SQUEEZENET = [
     for version, side in ((0, 46), (1, 44))
 ]
 
-# Inception-v4, Inception-ResNet: trained with one block of each kind, where compiling takes long
+# Inception-v4, Inception-ResNet
 
 INCEPTION_V4 = [
     Reference("inception_v4", "timm", "timm:inception_v4", side=75, training=False),
-    Reference(
-        "inception_v4",
-        "timm",
-        "torch_models.shorten",
-        side=107,
-        arguments={
-            "source": "timm:inception_v4",
-            "cuts": (("features", 20, 22), ("features", 12, 18), ("features", 7, 10)),
-        },
-        kwargs={"depths": (1, 1, 1), "dropout": 0.0},
-        case="-short",
-    ),
 ]
 
 INCEPTION_RESNET = [
     Reference("inception_resnet_v2", "timm", "timm:inception_resnet_v2", side=75, training=False),
-    Reference(
-        "inception_resnet_v2",
-        "timm",
-        "torch_models.shorten",
-        side=107,
-        arguments={
-            "source": "timm:inception_resnet_v2",
-            "cuts": (("repeat", 1, 10), ("repeat_1", 1, 20), ("repeat_2", 1, 9)),
-        },
-        kwargs={"depths": (1, 1, 2), "dropout": 0.0},
-        case="-short",
-    ),
     Reference(
         "inception_resnet_v2",
         "keras",
@@ -282,20 +258,6 @@ DARKNET = [
         side=64,
         kwargs={"negative_slope": 0.01},
         training=False,
-    ),
-    Reference(
-        "darknet53",
-        "timm",
-        "torch_models.shorten",
-        side=64,
-        arguments={
-            "source": "timm:darknet53",
-            "cuts": tuple((f"stages.{stage}.blocks", 1, 8) for stage in range(5)),
-        },
-        kwargs={"negative_slope": 0.01, "depths": (1, 1, 1, 1, 1)},
-        batch=4,
-        momentum=0.99,
-        case="-short",
     ),
 ]
 

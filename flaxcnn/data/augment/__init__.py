@@ -1,0 +1,1 @@
+"""Augmentation: pure functions of (key, image), vmapped inside the training step."""

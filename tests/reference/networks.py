@@ -61,6 +61,7 @@ RESNET = [
         f"torchvision.models.resnet{depth}",
         side=64,
         batch=4 if depth in (18, 50) else 1,
+        offset=3.0 if depth == 50 else 0.0,
         training=depth in (18, 50),
     )
     for depth in (18, 34, 50, 101, 152)
@@ -109,14 +110,24 @@ RESNET_V2 += [
 ]
 # resnext
 RESNEXT = [
-    Reference("resnext50_32x4d", "torchvision", "torchvision.models.resnext50_32x4d", 64, batch=4),
     *(
         Reference(name, "torchvision", f"torchvision.models.{name}", 64, batch=1, training=False)
-        for name in ("resnext101_32x8d", "resnext101_64x4d")
+        for name in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
     ),
     *(
         Reference(name, "timm", f"timm:{name}", 64, batch=1, training=False)
         for name in ("resnext50_32x4d", "resnext101_32x4d")
+    ),
+    Reference(
+        "resnext50_32x4d",
+        "timm",
+        "timm:resnext50_32x4d",
+        side=64,
+        arguments={"layers": (1, 2, 1, 1)},
+        kwargs={"depths": (1, 2, 1, 1)},
+        batch=4,
+        offset=3.0,
+        case="-short",
     ),
 ]
 # senet
@@ -126,14 +137,18 @@ SENET = [
         "timm",
         "timm:legacy_seresnet50",
         side=64,
-        arguments={"drop_rate": 0.0},
+        arguments={"drop_rate": 0.0, "layers": (1, 2, 1, 1)},
+        kwargs={"depths": (1, 2, 1, 1)},
         batch=4,
+        offset=3.0,
+        case="-short",
     )
 ]
 SENET += [
     Reference(name, "timm", f"timm:{theirs}", 64, batch=1, training=False)
     for name, theirs in {
         "seresnet50": "seresnet50",
+        "seresnet50_v1": "legacy_seresnet50",
         "seresnet101": "seresnet101",
         "seresnet101_v1": "legacy_seresnet101",
         "seresnet152": "seresnet152",

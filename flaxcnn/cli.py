@@ -44,7 +44,8 @@ def evaluate_command(args: argparse.Namespace) -> int:
 
     run = load_run(args.workdir, args.checkpoint)
     means, examples = run.evaluate(args.split)
-    report = run.task.report(examples["true_label"], examples["label"])
+    trained = run.facts.train_images, run.facts.train_draws
+    report = run.task.report(examples["true_label"], examples["label"], *trained)
     if args.json:
         print(json.dumps({"split": args.split, "step": run.step, **means, "report": report}))
         return 0

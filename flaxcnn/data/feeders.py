@@ -22,20 +22,22 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from flaxcnn.data.imbalance import Draws
 from flaxcnn.data.permutation import permutation
 from flaxcnn.data.splits import ArraySplit, Split
 from flaxcnn.errors import UserError
 
-_TRAINING_ORDER = 1  # purpose of a permutation; 2 is holding out
+_TRAINING_ORDER = 1  # purpose of a permutation; 2 is holding out, 3 and 4 are of imbalance.py
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainPlan:
     """The indices of each call of a run: `plan[i]` is int32 [steps, batch_size].
 
-    Every epoch is a fresh permutation of the split, cut into whole batches; the rest of it is
-    dropped. Calls start at multiples of `steps_per_call` within an epoch, so the last call of an
-    epoch may be shorter. Raises UserError if the split is smaller than a batch.
+    Every epoch is a fresh permutation of the split, or of the examples that `draws` gives, cut into
+    whole batches; the rest of it is dropped. Calls start at multiples of `steps_per_call` within an
+    epoch, so the last call of an epoch may be shorter. Raises UserError if an epoch is smaller than
+    a batch.
     """
 
     num_examples: int
@@ -43,18 +45,24 @@ class TrainPlan:
     steps_per_call: int
     epochs: int
     seed: int
+    draws: Draws | None = None  # None: every example once
 
     def __post_init__(self):
-        if self.batch_size > self.num_examples:
+        if self.batch_size > self.examples_per_epoch:
             raise UserError(
-                f"data.batch_size is {self.batch_size}, more than the {self.num_examples} images "
-                "of the training split"
+                f"data.batch_size is {self.batch_size}, more than the {self.examples_per_epoch} "
+                "images of an epoch of the training split"
             )
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """Images that an epoch shows, repeated ones counted each time."""
+        return self.num_examples if self.draws is None else len(self.draws)
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer updates in an epoch."""
-        return self.num_examples // self.batch_size
+        return self.examples_per_epoch // self.batch_size
 
     @property
     def total_steps(self) -> int:
@@ -87,14 +95,16 @@ class TrainPlan:
         epoch, call = divmod(call, self._calls_per_epoch)
         start = call * self.steps_per_call
         stop = min(start + self.steps_per_call, self.steps_per_epoch)
-        order = _epoch_order(self.num_examples, self.seed, epoch)
+        examples = self.num_examples if self.draws is None else self.draws
+        order = _epoch_order(examples, self.seed, epoch)
         return order[start * self.batch_size : stop * self.batch_size].reshape(stop - start, -1)
 
 
 @functools.lru_cache(maxsize=2)  # the calls of an epoch follow each other
-def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    order = permutation(num_examples, seed, purpose=_TRAINING_ORDER, index=epoch)
-    return order.astype(np.int32)
+def _epoch_order(examples: Draws | int, seed: int, epoch: int) -> np.ndarray:
+    shown = np.arange(examples) if isinstance(examples, int) else examples.epoch(seed, epoch)
+    order = permutation(len(shown), seed, purpose=_TRAINING_ORDER, index=epoch)
+    return shown[order].astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Classification: one label per image."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ class Classification:
 
     class_names: tuple[str, ...]
     loss: Loss = cross_entropy  # `losses.make_loss`: (logits, labels) -> [N]
+    class_weights: tuple[float, ...] = ()  # of `losses.compute_class_weights`; (): all 1
 
     def check_outputs(self, num_outputs: int) -> None:
         """Raise UserError if a network with `num_outputs` logits cannot name these classes."""
@@ -51,6 +53,17 @@ class Classification:
             metrics["top5_accuracy"] = ((~beaten).sum(-1) < 5).astype(jnp.float32)
         return metrics
 
+    def weigh(self, losses: jax.Array, labels: jax.Array) -> jax.Array:
+        """What training minimises the mean of: per-example losses [N] times their class's weight.
+
+        `metrics` stay unweighted, so that runs can be compared. The mean is over the batch's size,
+        not its weights: the same however a batch is divided among devices or micro-batches.
+        """
+        if not self.class_weights:
+            return losses
+        weights = jnp.asarray(self.class_weights, losses.dtype)
+        return losses * jnp.take(weights, labels, mode="clip")
+
     def probabilities(self, logits: jax.Array) -> jax.Array:
         """Float32 [N, classes], rows summing to 1: softmax, or both sides of one sigmoid."""
         if logits.shape[-1] == 1:
@@ -62,8 +75,17 @@ class Classification:
         both = jnp.concatenate([-logits, logits], axis=-1) if logits.shape[-1] == 1 else logits
         return jnp.argmax(both, axis=-1).astype(jnp.int32), self.probabilities(logits).max(-1)
 
-    def report(self, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
+    def report(
+        self,
+        labels: np.ndarray,
+        predictions: np.ndarray,
+        train_images: Sequence[int] = (),
+        train_draws: Sequence[int] = (),
+    ) -> dict[str, Any]:
         """Accuracy, and precision, recall and F1 of every class, as JSON-ready numbers in 0..1.
+
+        `train_images` and `train_draws`, where given, stand beside them: per class the images of
+        the training split, and how many an epoch showed.
 
         A class that never occurs or is never predicted has zeros, and counts in the macro average
         (the plain mean over classes), as in scikit-learn with `zero_division=0`.
@@ -75,9 +97,11 @@ class Classification:
             "recall": right / np.maximum(support, 1),
             "f1": 2 * right / np.maximum(predicted + support, 1),
         }
+        trained = {"train_images": train_images, "train_draws": train_draws}
         classes = [
             {"name": name, **{key: float(column[i]) for key, column in columns.items()}}
             | {"support": int(support[i])}
+            | {key: column[i] for key, column in trained.items() if len(column)}
             for i, name in enumerate(self.class_names)
         ]
         return {
@@ -106,12 +130,16 @@ def format_report(report: dict[str, Any]) -> str:
     else:
         ranked = sorted((c for c in classes if c["support"]), key=lambda c: -c["f1"])
         groups = [("5 best classes", ranked[:5]), ("5 worst classes", ranked[5:][-5:])]
+    trained = [key for key in ("train_images", "train_draws") if key in classes[0]]
     names = [_shorten(c["name"]) for _, rows in groups for c in rows]
     width = max(map(len, [*names, "macro average", *(title for title, _ in groups)]))
     lines = []
     for title, rows in groups:
         lines.append(f"{title:<{width}}  precision  recall      f1  images")
-        lines += [_row(_shorten(c["name"]), c, c["support"], width) for c in rows]
+        lines[-1] += "".join(f"  {key.replace('_', ' ')}" for key in trained)
+        for c in rows:
+            lines.append(_row(_shorten(c["name"]), c, c["support"], width))
+            lines[-1] += "".join(f"  {c[key]:>{len(key)}}" for key in trained)
         lines.append("")
     lines.append(_row("macro average", report["macro"], report["images"], width))
     lines.append(f"{'accuracy':<{width}}  {report['accuracy']:>9.4f}")

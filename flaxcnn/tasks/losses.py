@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from flaxcnn.errors import UserError
@@ -49,8 +50,9 @@ def focal(
 ) -> jax.Array:
     """Cross-entropy weighted by (1 - p)^gamma, p the probability of the target (Lin 2017, eq. 4).
 
-    Softmax over C > 1 outputs, sigmoid for one. Without Lin's class weight alpha. A smoothed
-    target sums the classes' focal terms, each weighted by its share of the target.
+    Softmax over C > 1 outputs, sigmoid for one. Without Lin's class weight alpha, which is what
+    `compute_class_weights` gives. A smoothed target sums the classes' focal terms, each weighted
+    by its share of the target.
     """
     if logits.shape[-1] == 1:
         targets = _sigmoid_targets(logits, labels)
@@ -77,6 +79,25 @@ def _sigmoid_targets(logits: jax.Array, labels: jax.Array) -> jax.Array:
     if logits.shape[-1] == 1:
         return labels[:, None].astype(logits.dtype)
     return jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+
+
+def compute_class_weights(kind: str, counts: np.ndarray, beta: float) -> np.ndarray:
+    """What the loss of each class's examples counts in training, float64 [C], from `counts` [C].
+
+    "balanced": inverse to the count, 1 on average over the examples, as scikit-learn's
+    `compute_class_weight`. "effective": inverse to the effective number of examples
+    (1 - beta^n) / (1 - beta), with beta in [0, 1), 1 on average over the classes (Cui et al. 2019,
+    section 4). A class without examples has weight 0 and no part in the average.
+    """
+    present = counts[counts > 0]
+    if kind == "balanced":
+        inverse = present.sum() / (len(present) * present)
+    else:
+        inverse = (1 - beta) / (1 - np.float64(beta) ** present)
+        inverse /= inverse.mean()
+    weights = np.zeros(len(counts))
+    weights[counts > 0] = inverse
+    return weights
 
 
 def make_loss(*, name: str, label_smoothing: float = 0.0, focal_gamma: float = 2.0) -> Loss:

@@ -27,6 +27,11 @@ class ModelConfig:
         self.kwargs = ConfigDict(dict(self.kwargs))  # a plain dict will do; flags cannot add to it
 
 
+def _keyed_by_name(values: Any) -> ConfigDict:
+    """A plain dict will do; classes that are called 0, 1, ... may be written as numbers."""
+    return ConfigDict({str(name): value for name, value in values.items()})
+
+
 @dataclasses.dataclass
 class DataConfig:
     """Which images, how they are cut into splits and batches, and how they reach the device."""
@@ -43,6 +48,13 @@ class DataConfig:
     feeder: str = "auto"  # "resident" (on the device), "streaming", or by resident_limit
     resident_limit: int = 2**31  # bytes of uint8 images up to which "auto" is "resident"
     workers: int = 2  # processes that load images for the streaming feeder; 0: none
+    subsample: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: share kept}
+    expand: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: extra copies}
+    sampler: str = "natural"  # classes of an epoch: "balanced", "sqrt" (of images), "repeat_factor"
+    repeat_threshold: float = 0.001  # "repeat_factor": share below which a class is repeated
+
+    def __post_init__(self):
+        self.subsample, self.expand = map(_keyed_by_name, (self.subsample, self.expand))
 
 
 @dataclasses.dataclass
@@ -52,6 +64,8 @@ class LossConfig:
     name: str = "cross_entropy"  # "binary_cross_entropy", "focal", "mse"
     label_smoothing: float = 0.0  # cross-entropy and focal only
     focal_gamma: float = 2.0
+    class_weights: str = "none"  # training loss by class, from draws: "balanced", "effective"
+    effective_beta: float = 0.999  # "effective": 0 weighs nothing, near 1 is "balanced"
     auxiliary_weight: float = 0.3  # of each auxiliary classifier's loss (GoogLeNet, Inception-v3)
 
 
@@ -112,6 +126,8 @@ _CHOICES = {
     "data.resize": ("crop", "stretch", "pad"),
     "data.on_bad_image": ("error", "skip"),
     "data.feeder": ("auto", "resident", "streaming"),
+    "data.sampler": ("natural", "balanced", "sqrt", "repeat_factor"),
+    "loss.class_weights": ("none", "balanced", "effective"),
     "precision": ("float32", "bfloat16"),
     "parallel": ("jit", "pmap"),
     "monitor": ("accuracy", "loss"),
@@ -178,9 +194,15 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def check_field(path: str) -> None:
     """Raises UserError if `path` ("optimizer.learning_rate") names no field of `Config`."""
-    known = [name for name, _ in fields(Config())]
-    if path in known or any(path.startswith(f"{name}.") for name in known if "kwargs" in name):
+    known = dict(fields(Config()))
+    if path in known:
         return
+    for name, value in known.items():
+        key = path.removeprefix(f"{name}.")
+        if isinstance(value, ConfigDict) and key != path:
+            if all(part.isidentifier() for part in key.split(".")):
+                return
+            raise UserError(f"{path}: write --config.{name}='{{\"{key}\": ...}}' instead")
     close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else f"; the fields are {', '.join(known)}"
     raise UserError(f"the config has no field {path}{hint}")
@@ -205,10 +227,31 @@ def validate(config: Config) -> None:
         )
     if not 0 <= config.optimizer.ema_decay < 1:
         raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
+    _check_imbalance(config.data, config.loss)
     try:
         json.dumps(to_dict(config))
     except TypeError as error:
         raise UserError(f"the config must hold plain values only: {error}") from error
+
+
+def _check_imbalance(data: DataConfig, loss: LossConfig) -> None:
+    # Again after the flags: JSON, and so the run's config.json, has no other keys.
+    data.subsample, data.expand = map(_keyed_by_name, (data.subsample, data.expand))
+    for name, share in data.subsample.to_dict().items():
+        if type(share) not in (int, float) or not 0 < share <= 1:
+            raise UserError(f"data.subsample.{name} must be a share in (0, 1], got {share!r}")
+    for name, copies in data.expand.to_dict().items():
+        if type(copies) is not int or copies < 1:
+            raise UserError(f"data.expand.{name} must be a number of extra copies, got {copies!r}")
+    if data.expand and data.sampler != "natural":
+        raise UserError(
+            f"data.expand and data.sampler={data.sampler!r} both say how often an image is shown: "
+            "leave one of them out"
+        )
+    if not 0 < data.repeat_threshold <= 1:
+        raise UserError(f"data.repeat_threshold must be in (0, 1], got {data.repeat_threshold}")
+    if not 0 <= loss.effective_beta < 1:
+        raise UserError(f"loss.effective_beta must be in [0, 1), got {loss.effective_beta}")
 
 
 def _check_types(config: Any, default: Any, prefix: str) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import optax
 
 from flaxcnn.data.feeders import EvalPlan, Resident, Streaming, TrainPlan
+from flaxcnn.data.imbalance import Draws, make_draws, subsample
 from flaxcnn.data.sources import Dataset, compute_normalization, load_dataset
 from flaxcnn.data.splits import ArraySplit, Split
 from flaxcnn.models.registry import create_model
 from flaxcnn.tasks.classification import Classification
-from flaxcnn.tasks.losses import make_loss
+from flaxcnn.tasks.losses import compute_class_weights, make_loss
 from flaxcnn.training.config import Config, to_dict
 from flaxcnn.training.optim import make_optimizer
 from flaxcnn.training.schedules import make_schedule
@@ -46,6 +47,8 @@ class Facts:
     std: list[float]
     parameters: int
     steps_per_call: int
+    train_images: list[int] = dataclasses.field(default_factory=list)  # per class, see `Draws`;
+    train_draws: list[int] = dataclasses.field(default_factory=list)  # [] in runs of old versions
 
 
 @dataclasses.dataclass
@@ -69,7 +72,17 @@ class Experiment:
     @cached_property
     def task(self) -> Classification:
         """Loss, metrics and predictions."""
-        return make_task(self.config, self.facts.class_names)
+        task, loss = make_task(self.config, self.facts.class_names), self.config.loss
+        if loss.class_weights == "none":
+            return task
+        counts = self.draws.per_class
+        weights = compute_class_weights(loss.class_weights, counts, loss.effective_beta)
+        return dataclasses.replace(task, class_weights=tuple(weights.tolist()))
+
+    @cached_property
+    def draws(self) -> Draws:
+        """How often an epoch shows each class."""
+        return _make_draws(self.config, self.dataset)
 
     @cached_property
     def plan(self) -> TrainPlan:
@@ -80,6 +93,7 @@ class Experiment:
             steps_per_call=self.facts.steps_per_call,
             epochs=self.config.epochs,
             seed=self.config.seed,
+            draws=self.draws,
         )
 
     @cached_property
@@ -191,9 +205,9 @@ def make_task(config: Config, class_names: list[str]) -> Classification:
 
 
 def load_data(config: Config) -> Dataset:
-    """The config's data set."""
+    """The config's data set, its training split with the share of each class to be kept."""
     data = config.data
-    return load_dataset(
+    dataset = load_dataset(
         data.source,
         image_size=data.image_size,
         resize=data.resize,
@@ -203,6 +217,20 @@ def load_data(config: Config) -> Dataset:
         seed=config.seed,
         on_bad_image=data.on_bad_image,
         resident_limit=data.resident_limit,
+    )
+    train = subsample(
+        dataset.splits["train"], dataset.class_names, data.subsample.to_dict(), config.seed
+    )
+    return dataclasses.replace(dataset, splits=dataset.splits | {"train": train})
+
+
+def _make_draws(config: Config, dataset: Dataset) -> Draws:
+    return make_draws(
+        dataset.splits["train"].labels,
+        dataset.class_names,
+        sampler=config.data.sampler,
+        repeat_threshold=config.data.repeat_threshold,
+        expand=config.data.expand.to_dict(),
     )
 
 
@@ -229,6 +257,7 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
     batch = config.data.batch_size
     check_divisible("data.batch_size", batch, parallel.num_devices, config.optimizer.accumulate)
     check_divisible("data.eval_batch_size", config.data.eval_batch_size, parallel.num_devices)
+    draws = _make_draws(config, dataset)
     task = make_task(config, list(dataset.class_names))
     model = make_model(config, list(dataset.class_names), None)
     state = jax.eval_shape(
@@ -238,7 +267,7 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
     forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
     traced = forward.trace(state.variables, images)
     task.check_outputs(traced.out_info.shape[-1])
-    steps_per_epoch = max(1, len(dataset.splits["train"]) // batch)
+    steps_per_epoch = max(1, len(draws) // batch)
     cost = traced.lower(lowering_platforms=("cpu",)).cost_analysis()
     assert cost is not None  # on CPU it is always known
     planned = _plan_steps_per_call(
@@ -259,6 +288,8 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
         std=std.tolist(),
         parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params)),
         steps_per_call=config.steps_per_call or planned,
+        train_images=np.bincount(draws.labels, minlength=len(dataset.class_names)).tolist(),
+        train_draws=draws.per_class.tolist(),
     )
 
 

@@ -24,7 +24,8 @@ def report_run(experiment: Experiment, workdir: Workdir, state: TrainState) -> N
     variables = experiment.parallel.replicate(state.variables)
     means, examples = experiment.evaluator(split)(variables)
     labels, predictions = examples["true_label"], examples["label"]
-    report = experiment.task.report(labels, predictions)
+    facts = experiment.facts
+    report = experiment.task.report(labels, predictions, facts.train_images, facts.train_draws)
     pictures.draw_curves(workdir.curves, read_rows(workdir))
     pictures.draw_confusion_matrix(
         workdir.confusion_matrix,

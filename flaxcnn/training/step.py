@@ -39,10 +39,11 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """One optimizer update: (state, (images, labels), lr_scale) -> (state, metrics).
 
-    `metrics` are means over the batch. With `accumulate` A the gradient is the mean over A
-    micro-batches (BatchNorm then sees batch / A examples at a time). The losses of auxiliary
-    classifiers count `auxiliary_weight` times; `metrics` are the main one's. `axis_name` is pmap's
-    axis: gradients, statistics and metrics are averaged over it. `lr_scale` multiplies the update.
+    `metrics` are means over the batch; what is minimised also has the task's class weights. With
+    `accumulate` A the gradient is the mean over A micro-batches (BatchNorm then sees batch / A
+    examples at a time). The losses of auxiliary classifiers count `auxiliary_weight` times;
+    `metrics` are the main one's. `axis_name` is pmap's axis: gradients, statistics and metrics are
+    averaged over it. `lr_scale` multiplies the update.
     """
 
     def loss_fn(params, batch_stats, images, labels, key):
@@ -54,10 +55,11 @@ def make_train_step(
             mutable=["batch_stats"],
         )
         logits, auxiliary = outputs if isinstance(outputs, Outputs) else (outputs, ())
-        metrics = jax.tree.map(jnp.mean, task.metrics(logits, labels))
-        losses = [task.loss(logits, labels).mean() for logits in auxiliary]
-        total = metrics["loss"] + sum(auxiliary_weight * loss for loss in losses)
-        return total, (updates.get("batch_stats", {}), metrics)
+        metrics = task.metrics(logits, labels)
+        total = task.weigh(metrics["loss"], labels).mean()
+        losses = [task.weigh(task.loss(logits, labels), labels).mean() for logits in auxiliary]
+        total += sum(auxiliary_weight * loss for loss in losses)
+        return total, (updates.get("batch_stats", {}), jax.tree.map(jnp.mean, metrics))
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
 

@@ -132,6 +132,22 @@ def test_report_as_a_table():
     ]
 
 
+def test_report_shows_what_training_saw_of_each_class():
+    labels = np.array([0, 0, 1])
+    report = make_task(2).report(labels, labels, [10, 2], [10, 20])
+    assert [c["train_images"] for c in report["classes"]] == [10, 2]
+    assert [c["train_draws"] for c in report["classes"]] == [10, 20]
+    assert json.loads(json.dumps(report)) == report
+    assert format_report(report).splitlines() == [
+        "class          precision  recall      f1  images  train images  train draws",
+        "class 0           1.0000  1.0000  1.0000       2            10           10",
+        "class 1           1.0000  1.0000  1.0000       1             2           20",
+        "",
+        "macro average     1.0000  1.0000  1.0000       3",
+        "accuracy          1.0000",
+    ]
+
+
 def test_many_classes_show_the_best_and_the_worst_that_occur():
     labels = np.arange(40).repeat(2)
     predictions = labels.copy()

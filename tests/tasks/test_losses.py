@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, softmax
 from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_class_weight
 
 from flaxcnn.errors import UserError
 from flaxcnn.tasks import losses
@@ -98,6 +99,26 @@ def test_sure_networks_have_finite_focal_losses_and_gradients(logits, gamma):
     )
     assert np.isfinite(value) and value > 500.0  # the two wrong ones
     assert np.isfinite(gradient).all() and (gradient != 0.0).any()
+
+
+def test_balanced_class_weights_are_scikit_learns():
+    labels = RNG.permutation(np.repeat([0, 1, 3], [70, 25, 5]))
+    weights = losses.compute_class_weights("balanced", np.bincount(labels, minlength=5), 0.5)
+    present = np.unique(labels)
+    expected = compute_class_weight("balanced", classes=present, y=labels)
+    np.testing.assert_allclose(weights[present], expected, rtol=1e-12)
+    assert weights[2] == weights[4] == 0  # classes that do not occur
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
+def test_effective_class_weights_are_inverse_to_the_effective_numbers(beta):
+    """The effective number as a sum, Cui et al. 2019, equation 2."""
+    counts = np.array([5000, 500, 0, 1])
+    numbers = [sum(beta**i for i in range(n)) for n in counts[[0, 1, 3]]]
+    weights = losses.compute_class_weights("effective", counts, beta)
+    expected = 3 / np.array(numbers) / (1 / np.array(numbers)).sum()
+    np.testing.assert_allclose(weights[[0, 1, 3]], expected, rtol=1e-9)
+    assert weights[2] == 0
 
 
 @pytest.mark.parametrize(

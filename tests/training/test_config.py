@@ -9,13 +9,14 @@ from flaxcnn.training.config import check_field, differences, from_dict, to_dict
 def test_dict_round_trip_keeps_every_field():
     config = Config(
         model=ModelConfig(name="x", kwargs=ConfigDict({"dropout": 0.5, "shape": [1, 2]})),
-        data=DataConfig(split=(0.6, 0.2, 0.2), image_size=(32, 48)),
+        data=DataConfig(split=(0.6, 0.2, 0.2), image_size=(32, 48), subsample={3: 0.5}),
         optimizer=OptimizerConfig(boundaries=(10.0, 20.0)),
         epochs=7,
     )
     restored = from_dict(to_dict(config))
     assert to_dict(restored) == to_dict(config)
     assert restored.data.image_size == (32, 48)
+    assert restored.data.subsample.to_dict() == {"3": 0.5}  # a class is known by its name
     assert restored.model.kwargs.dropout == 0.5
     assert restored.epochs == 7
 
@@ -38,6 +39,15 @@ def test_the_defaults_are_valid_and_plain_kwargs_are_taken():
         ("data.image_size", ("a",), "data.image_size must hold numbers only, got ('a',)"),
         ("optimizer.accumulate", 5, "optimizer.accumulate must divide data.batch_size: 5 does not"),
         ("optimizer.ema_decay", 1.0, "optimizer.ema_decay must be in [0, 1), got 1.0"),
+        ("data.sampler", "even", "data.sampler must be one of natural, balanced, sqrt, repeat_fac"),
+        ("data.repeat_threshold", 0.0, "data.repeat_threshold must be in (0, 1], got 0.0"),
+        ("data.subsample", ConfigDict({"cat": 0.0}), "data.subsample.cat must be a share in (0, 1"),
+        ("data.subsample", ConfigDict({"cat": 1.1}), "data.subsample.cat must be a share in (0, 1"),
+        ("data.subsample", ConfigDict({"cat": "x"}), "data.subsample.cat must be a share in (0, 1"),
+        ("data.expand", ConfigDict({"cat": 0}), "data.expand.cat must be a number of extra copies"),
+        ("data.expand", ConfigDict({"cat": 0.5}), "data.expand.cat must be a number of extra copi"),
+        ("loss.class_weights", "x", "loss.class_weights must be one of none, balanced, effective"),
+        ("loss.effective_beta", 1.0, "loss.effective_beta must be in [0, 1), got 1.0"),
         ("model.kwargs", ConfigDict({"f": print}), "the config must hold plain values only"),
         ("data.bach_size", 3, "the config has no field data.bach_size; did you mean data.batch_si"),
     ],
@@ -55,6 +65,19 @@ def test_a_wrong_value_is_told_in_one_line(path, value, line):
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_serve_as_names_of_classes():
+    config = Config()
+    config.data.expand = ConfigDict({3: 9})  # as a flag sets it
+    validate(config)
+    assert config.data.expand.to_dict() == {"3": 9}
+
+
+def test_copies_and_a_sampler_exclude_each_other():
+    data = DataConfig(expand={"cat": 9}, sampler="balanced")
+    with pytest.raises(UserError, match=r"^data\.expand and data\.sampler='balanced' both say"):
+        validate(Config(data=data))
+
+
 def test_an_int_serves_as_float():
     config = Config(optimizer=OptimizerConfig(learning_rate=1))
     validate(config)
@@ -65,6 +88,9 @@ def test_an_int_serves_as_float():
 def test_a_misspelt_field_is_named_with_the_nearest_one():
     check_field("optimizer.learning_rate")
     check_field("model.kwargs.anything")
+    check_field("data.subsample.cat")
+    with pytest.raises(UserError, match="""write --config.data.subsample='{"T-shirt/top": ...}'"""):
+        check_field("data.subsample.T-shirt/top")
     with pytest.raises(UserError, match="no field optimzer.learning_rate; did you mean optimizer"):
         check_field("optimzer.learning_rate")
     with pytest.raises(UserError, match="no field model.name.x"):

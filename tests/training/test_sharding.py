@@ -34,14 +34,14 @@ def take(arrays, index):
     return arrays[0][index], arrays[1][index]
 
 
-def run_steps(parallel, accumulate=1):
+def run_steps(parallel, accumulate=1, task=TASK):
     """The losses of the first steps, and per-example outputs of an evaluation after them."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (200, *SHAPE), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, 200).astype(np.int32)
     model, tx = Network(axis_name=parallel.axis_name), optax.adam(0.01)
     step = make_train_step(
-        model, TASK, tx, PREPROCESS, accumulate=accumulate, axis_name=parallel.axis_name
+        model, task, tx, PREPROCESS, accumulate=accumulate, axis_name=parallel.axis_name
     )
     call = parallel.compile_train(make_train_call(step, take))
     arrays = parallel.replicate((images, labels))
@@ -59,15 +59,16 @@ def run_steps(parallel, accumulate=1):
     return losses, jax.device_get(outputs), labels[: 2 * BATCH].reshape(2, BATCH)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_jit_and_pmap_on_8_devices_and_jit_on_1_give_the_same_losses(accumulate):
+@pytest.mark.parametrize(("accumulate", "weights"), [(1, ()), (2, ()), (2, (0.25, 1.0, 3.0))])
+def test_jit_and_pmap_on_8_devices_and_jit_on_1_give_the_same_losses(accumulate, weights):
+    task = Classification(TASK.class_names, class_weights=weights)
     devices = jax.devices()
     assert len(devices) == 8
-    losses, outputs, labels = run_steps(Jit(devices[:1]), accumulate)
+    losses, outputs, labels = run_steps(Jit(devices[:1]), accumulate, task)
     assert len(set(losses)) == STEPS
     np.testing.assert_array_equal(outputs["true_label"], labels)
     for parallel in (Jit(devices), Pmap(devices)):
-        ours, theirs, _ = run_steps(parallel, accumulate)
+        ours, theirs, _ = run_steps(parallel, accumulate, task)
         np.testing.assert_allclose(ours, losses, rtol=1e-5)
         np.testing.assert_array_equal(theirs["true_label"], labels)
         np.testing.assert_allclose(theirs["loss"], outputs["loss"], rtol=1e-3, atol=1e-4)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -69,6 +71,28 @@ def test_a_step_is_softmax_regression_in_numpy(accumulate, lr_scale):
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], accuracy, rtol=1e-6)
     assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_class_weights_multiply_the_loss_of_an_example_and_leave_the_metrics(accumulate):
+    weights = np.array([0.25, 1.0, 3.0])
+    task = dataclasses.replace(TASK, class_weights=tuple(weights.tolist()))
+    tx = optax.sgd(LEARNING_RATE)
+    state = make_state(Linear(), tx, SHAPE, seed=0, ema=False)
+    step = make_train_step(Linear(), task, tx, PREPROCESS, accumulate=accumulate)
+    images, labels = make_batch(0)
+    before = state.params["classifier"]
+    kernel, bias = np.float64(before["kernel"]), np.float64(before["bias"])
+    # Each example alone is a softmax regression of one; together their weighted mean.
+    singles = [
+        softmax_regression(kernel, bias, images[i : i + 1], labels[i : i + 1]) for i in range(BATCH)
+    ]
+    grad = sum(weights[labels[i]] * singles[i][1] for i in range(BATCH)) / BATCH
+    state, metrics = jax.jit(step)(state, (images, labels), 1.0)
+    new = state.params["classifier"]["kernel"]
+    np.testing.assert_allclose(new, kernel - LEARNING_RATE * grad, rtol=1e-4, atol=1e-5)
+    plain = softmax_regression(kernel, bias, images, labels)
+    np.testing.assert_allclose(metrics["loss"], plain[0], rtol=1e-5)
 
 
 class Auxiliary(nn.Module):

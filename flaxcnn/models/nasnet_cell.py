@@ -50,9 +50,10 @@ class Cell(nn.Module):
 
     The cell sees the outputs of the two before it. Both are brought to `features` channels; how the
     older one, `previous` says: it is the "same" map as the other (in the first cell), or is
-    projected, or has twice the sides and is reduced. A reducing cell halves maps, and gives
-    4 * features channels, the normal one 6 * features. `pair` is SeparablePair with convolutions
-    chosen; `drop` makes the DropPath at the end of each operation. `border` is that of the network.
+    projected if its channels differ, or has twice the sides and is reduced. A reducing cell halves
+    maps, and gives 4 * features channels, the normal one 6 * features. `pair` is SeparablePair with
+    convolutions chosen; `drop` makes the DropPath at the end of each operation. `border` is that of
+    the network.
     """
 
     features: int
@@ -74,7 +75,8 @@ class Cell(nn.Module):
         return self._reduce(h, p) if self.reduces else self._transform(h, p)
 
     def _adjust(self, p: Array) -> Array:
-        if self.previous == "same":
+        fits = self.previous == "project" and p.shape[-1] == self.features  # with one cell a stage
+        if self.previous == "same" or fits:
             return p
         p = nn.relu(p)
         if self.previous == "project":

@@ -131,6 +131,8 @@ def format_report(report: dict[str, Any]) -> str:
         ranked = sorted((c for c in classes if c["support"]), key=lambda c: -c["f1"])
         groups = [("5 best classes", ranked[:5]), ("5 worst classes", ranked[5:][-5:])]
     trained = [key for key in ("train_images", "train_draws") if key in classes[0]]
+    if len(trained) == 2 and all(c["train_images"] == c["train_draws"] for c in classes):
+        trained.pop()  # each image was shown once
     names = [_shorten(c["name"]) for _, rows in groups for c in rows]
     width = max(map(len, [*names, "macro average", *(title for title, _ in groups)]))
     lines = []

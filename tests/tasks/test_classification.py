@@ -146,6 +146,8 @@ def test_report_shows_what_training_saw_of_each_class():
         "macro average     1.0000  1.0000  1.0000       3",
         "accuracy          1.0000",
     ]
+    once = format_report(make_task(2).report(labels, labels, [10, 2], [10, 2])).splitlines()
+    assert once[0].endswith("images  train images") and once[1].endswith("2            10")
 
 
 def test_many_classes_show_the_best_and_the_worst_that_occur():

@@ -33,7 +33,7 @@ def prepare(reference):
     for source in sources.values():
         fan_in = int(np.prod(source.shape[:-1]))
         for name, shape in source.their_shapes.items():
-            tensors[name] = draw_weight(name, shape, fan_in, reference.gain)
+            tensors[name] = draw_weight(name, shape, fan_in, *reference.scale)
     variables = convert(reference.model, tensors, reference.layout, **kwargs)
     images = draw_images(reference.batch, reference.side, reference.side, 3)
     return model, variables, sources, images

@@ -5,11 +5,14 @@ import zlib
 import numpy as np
 
 
-def draw_weight(name: str, shape: tuple[int, ...], fan_in: int, gain: float) -> np.ndarray:
+def draw_weight(
+    name: str, shape: tuple[int, ...], fan_in: int, gain: float, offset: float = 0.0
+) -> np.ndarray:
     """Draws one tensor of a network; `shape` is the source's.
 
     Kernels are normal with variance gain / fan_in. What is named like a scale or a variance is
-    uniform in 0.8..1.2, everything else (biases, running means) normal with deviation 0.1.
+    uniform in 0.8..1.2, everything else (biases, running means) normal with deviation 0.1. Biases
+    are normal around `offset`.
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if len(shape) > 1:
@@ -18,6 +21,8 @@ def draw_weight(name: str, shape: tuple[int, ...], fan_in: int, gain: float) -> 
         values = rng.uniform(0.8, 1.2, shape)
     else:
         values = 0.1 * rng.standard_normal(shape)
+        if name.endswith(("bias", "beta")):
+            values += offset
     return values.astype(np.float32)
 
 

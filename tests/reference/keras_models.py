@@ -36,7 +36,7 @@ def run(reference: Reference) -> dict[str, np.ndarray]:
         fan_in = int(np.prod(shape[:-1]))
         if len(shape) == 4 and ("depthwise" in variable.path or "_dw" in variable.path):
             fan_in = shape[0] * shape[1]
-        variable.assign(draw_weight(variable.path, shape, fan_in, reference.gain))
+        variable.assign(draw_weight(variable.path, shape, fan_in, *reference.scale))
     images = jnp.asarray(draw_images(reference.batch, reference.side, reference.side, 3))
     trainable = [v.value for v in model.trainable_variables]
     fixed = [v.value for v in model.non_trainable_variables]

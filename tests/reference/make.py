@@ -35,7 +35,7 @@ def run_torch(reference: Reference) -> dict[str, np.ndarray]:
             if name.endswith("num_batches_tracked"):
                 continue
             fan_in = int(np.prod(tensor.shape[1:]))
-            value = draw_weight(name, tuple(tensor.shape), fan_in, reference.gain)
+            value = draw_weight(name, tuple(tensor.shape), fan_in, *reference.scale)
             tensor.copy_(torch.from_numpy(value))
     images = draw_images(reference.batch, reference.side, reference.side, 3)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())

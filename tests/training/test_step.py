@@ -73,28 +73,6 @@ def test_a_step_is_softmax_regression_in_numpy(accumulate, lr_scale):
     assert int(state.step) == 1
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_class_weights_multiply_the_loss_of_an_example_and_leave_the_metrics(accumulate):
-    weights = np.array([0.25, 1.0, 3.0])
-    task = dataclasses.replace(TASK, class_weights=tuple(weights.tolist()))
-    tx = optax.sgd(LEARNING_RATE)
-    state = make_state(Linear(), tx, SHAPE, seed=0, ema=False)
-    step = make_train_step(Linear(), task, tx, PREPROCESS, accumulate=accumulate)
-    images, labels = make_batch(0)
-    before = state.params["classifier"]
-    kernel, bias = np.float64(before["kernel"]), np.float64(before["bias"])
-    # Each example alone is a softmax regression of one; together their weighted mean.
-    singles = [
-        softmax_regression(kernel, bias, images[i : i + 1], labels[i : i + 1]) for i in range(BATCH)
-    ]
-    grad = sum(weights[labels[i]] * singles[i][1] for i in range(BATCH)) / BATCH
-    state, metrics = jax.jit(step)(state, (images, labels), 1.0)
-    new = state.params["classifier"]["kernel"]
-    np.testing.assert_allclose(new, kernel - LEARNING_RATE * grad, rtol=1e-4, atol=1e-5)
-    plain = softmax_regression(kernel, bias, images, labels)
-    np.testing.assert_allclose(metrics["loss"], plain[0], rtol=1e-5)
-
-
 class Auxiliary(nn.Module):
     """Two softmax regressions, the second an auxiliary classifier."""
 
@@ -115,6 +93,30 @@ def test_auxiliary_classifiers_count_with_their_weight():
         expected = kernel - LEARNING_RATE * weight * gradient
         np.testing.assert_allclose(new.params[name]["kernel"], expected, rtol=1e-4, atol=1e-5)
         if name == "main":
+            np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_class_weights_multiply_the_loss_of_an_example_and_leave_the_metrics(accumulate):
+    weights = np.array([0.25, 1.0, 3.0])
+    task = dataclasses.replace(TASK, class_weights=tuple(weights.tolist()))
+    tx = optax.sgd(LEARNING_RATE)
+    state = make_state(Auxiliary(), tx, SHAPE, seed=0, ema=False)
+    options = {"accumulate": accumulate, "auxiliary_weight": 0.4}
+    step = make_train_step(Auxiliary(), task, tx, PREPROCESS, **options)
+    images, labels = make_batch(0)
+    new, metrics = jax.jit(step)(state, (images, labels), 1.0)
+    for name, share in (("main", 1.0), ("other", 0.4)):
+        kernel, bias = (np.float64(state.params[name][leaf]) for leaf in ("kernel", "bias"))
+        # Each example alone is a softmax regression of one; together their weighted mean.
+        gradient = sum(
+            weights[label] * softmax_regression(kernel, bias, image[None], label[None])[1]
+            for image, label in zip(images, labels, strict=True)
+        )
+        expected = kernel - LEARNING_RATE * share * gradient / BATCH
+        np.testing.assert_allclose(new.params[name]["kernel"], expected, rtol=1e-4, atol=1e-5)
+        if name == "main":
+            loss = softmax_regression(kernel, bias, images, labels)[0]
             np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
 
 

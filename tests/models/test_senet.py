@@ -10,7 +10,7 @@ from flaxcnn.models import create_model, variant
 
 
 def test_senet154_drops_features_before_the_classifier():
-    model = create_model("senet154", depths=(1, 1, 1, 1), features=64, num_classes=5)
+    model = create_model("senet154", depths=(1, 1), features=64, groups=4, num_classes=5)
     images = jnp.ones((2, 32, 32, 3))
     variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
 

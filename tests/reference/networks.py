@@ -156,10 +156,22 @@ SENET += [
         "seresnext50_32x4d": "legacy_seresnext50_32x4d",
         "seresnext50_32x4d_timm": "seresnext50_32x4d",
         "seresnext101_32x4d": "legacy_seresnext101_32x4d",
-        "seresnext101_32x4d_timm": "seresnext101_32x4d",
         "senet154": "legacy_senet154",
-        "senet154_timm": "senet154",
     }.items()
+]
+SENET += [  # equal to the others but for the pooling of the stem
+    Reference(
+        f"{name}_timm",
+        "timm",
+        f"timm:{name}",
+        side=64,
+        arguments={"layers": (1, 2, 1, 1)},
+        kwargs={"depths": (1, 2, 1, 1)},
+        batch=1,
+        training=False,
+        case="-short",
+    )
+    for name in ("seresnext101_32x4d", "senet154")
 ]
 
 # MobileNet
@@ -206,10 +218,11 @@ MOBILENET_V2 = [
         "mobilenet_v2",
         "torchvision",
         "torchvision.models.mobilenet_v2",
-        side=45,
-        training=False,
+        side=64,
+        kwargs={"dropout": 0.0},
+        batch=4,
+        offset=3.0,  # the middle of ReLU6
     ),
-    # Narrow, for training: where few values are near a corner of ReLU6, rounding moves none across.
     Reference(
         "mobilenetv2_050",
         "timm",
@@ -263,6 +276,20 @@ SQUEEZENET = [
 
 INCEPTION_V4 = [
     Reference("inception_v4", "timm", "timm:inception_v4", side=75, training=False),
+    Reference(
+        "inception_v4",
+        "timm",
+        "torch_models.shorten",
+        side=75,
+        arguments={
+            "source": "timm:inception_v4",
+            "cuts": (("features", 20, 22), ("features", 12, 18), ("features", 7, 10)),
+        },
+        kwargs={"depths": (1, 1, 1), "dropout": 0.0},
+        batch=4,
+        offset=3.0,
+        case="-short",
+    ),
 ]
 
 INCEPTION_RESNET = [
@@ -274,6 +301,20 @@ INCEPTION_RESNET = [
         side=75,
         kwargs={"norm_scale": False},
         training=False,
+    ),
+    Reference(
+        "inception_resnet_v2",
+        "timm",
+        "torch_models.shorten",
+        side=75,
+        arguments={
+            "source": "timm:inception_resnet_v2",
+            "cuts": (("repeat", 1, 10), ("repeat_1", 1, 20), ("repeat_2", 1, 9)),
+        },
+        kwargs={"depths": (1, 1, 2), "dropout": 0.0},
+        batch=4,
+        offset=3.0,
+        case="-short",
     ),
 ]
 
@@ -287,6 +328,21 @@ DARKNET = [
         side=64,
         kwargs={"negative_slope": 0.01},
         training=False,
+    ),
+    Reference(
+        "darknet53",
+        "timm",
+        "torch_models.shorten",
+        side=64,
+        arguments={
+            "source": "timm:darknet53",
+            "cuts": tuple((f"stages.{stage}.blocks", 1, 8) for stage in range(5)),
+        },
+        kwargs={"negative_slope": 0.01, "depths": (1, 1, 1, 1, 1)},
+        batch=4,
+        offset=3.0,
+        momentum=0.99,
+        case="-short",
     ),
 ]
 
@@ -411,9 +467,10 @@ XCEPTION = [
         "xception",
         "keras",
         "keras.applications.Xception",
-        side=72,
+        side=71,
         kwargs={"dropout": 0.0},
-        batch=8,  # with 4 the sign of single values near 0 shows in gradients
+        batch=4,
+        offset=3.0,
         momentum=0.99,
     ),
 ]

@@ -23,9 +23,16 @@ jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first, so that the two processes end together."""
-    items.sort(key=lambda item: "slow" not in item.keywords)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that the two processes end together.
+
+    What is marked `zoo` runs only where -m speaks of it.
+    """
+    if "zoo" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if "zoo" in item.keywords])
+        items[:] = [item for item in items if "zoo" not in item.keywords]
+    first = ("test_parity_training", "test_parity")
+    items.sort(key=lambda item: "slow" not in item.keywords and item.path.stem not in first)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from flaxcnn.models.mlp import MLP
 from flaxcnn.models.mobilenet import MobileNet
 from flaxcnn.models.mobilenet_v2 import MobileNetV2
 from flaxcnn.models.nasnet import NASNet
-from flaxcnn.models.nin import NiN
 from flaxcnn.models.network import Feature, Network, Outputs, feature_info
+from flaxcnn.models.nin import NiN
 from flaxcnn.models.registry import create_model, list_models, variant
 from flaxcnn.models.resnet import ResNet
 from flaxcnn.models.resnet_v2 import ResNetV2

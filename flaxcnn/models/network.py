@@ -103,9 +103,8 @@ def _trace_stages(model: Network, images: jax.ShapeDtypeStruct) -> list[tuple[st
     stages = {}
 
     def forward(images):
-        variables = model.init(jax.random.key(0), images, train=False)
-        sown: Any = model.apply(variables, images, train=False, mutable=["intermediates"])[1]
-        stages.update({name: x.shape for name, x in sown["intermediates"]["stages"][0].items()})
+        variables: Any = model.init(jax.random.key(0), images, train=False, mutable=True)
+        stages.update({k: x.shape for k, x in variables["intermediates"]["stages"][0].items()})
 
     jax.eval_shape(forward, images)
     return list(stages.items())

@@ -17,8 +17,8 @@ from flaxcnn.models.network import Network, feature_info
 
 with open(Path(__file__).with_name("zoo.csv")) as file:
     TABLE = {row["name"]: row for row in csv.DictReader(file)}  # the project's reference table
-    # Two rows differ from that table. Its `googlenet`, the paper's form, is `googlenet_lrn` here, as
-    # the plain name is torchvision's network. The multiply-adds of `googlenet_aux` are those of
+    # Two rows differ from that table. Its `googlenet`, the paper's form, is `googlenet_lrn` here,
+    # as the plain name is torchvision's network. The multiply-adds of `googlenet_aux` are those of
     # evaluation, as for the other networks with auxiliary classifiers, 8,372,224 fewer.
 
 ZOO = sorted(set(list_models()) - set(TEXTBOOK))
@@ -67,23 +67,27 @@ IN_NUMPY = {
 
 @functools.cache
 def trace(name):
-    """Shapes of the variables and the jaxpr of a forward pass."""
+    """Shapes of the logits and the variables, and the jaxpr of a forward pass."""
     v, model = variant(name), create_model(name)
     images = jax.ShapeDtypeStruct((1, *v.input_shape), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    return variables, jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    initialize = functools.partial(model.init_with_output, train=False)
+    jaxpr, shapes = jax.make_jaxpr(initialize, return_shape=True)(jax.random.key(0), images)
+    logits, variables = shapes
+    if getattr(model, "auxiliary", False):  # `init` runs these classifiers, evaluation does not
+        apply = functools.partial(model.apply, train=False)
+        jaxpr = jax.make_jaxpr(apply)(variables, images)
+    return logits, variables, jaxpr
 
 
 @each_network
 def test_size(name):
     v = variant(name)
-    variables, jaxpr = trace(name)
+    logits, variables, jaxpr = trace(name)
     assert set(variables) <= {"params", "batch_stats"}
     assert count_values(variables["params"]) == v.params
     assert count_values(variables.get("batch_stats", {})) == v.statistics
     assert count_multiply_adds(jaxpr.jaxpr) == v.macs
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    (logits,) = jaxpr.out_avals
     assert (logits.shape, logits.dtype) == ((1, v.kwargs["num_classes"]), jnp.float32)
 
 
@@ -126,7 +130,7 @@ def test_stages(name):
         lambda x: chosen.init_with_output(jax.random.key(0), x, train=False), images
     )
     assert [m.shape[-1] for m in maps] == [stages[0].channels, stages[-2].channels]
-    everything = trace(name)[0]["params"]
+    everything = trace(name)[1]["params"]
     assert set(variables["params"]) < set(everything)  # no head, and no last stage
 
 

@@ -41,7 +41,7 @@ def run(reference: Reference) -> dict[str, np.ndarray]:
     trainable = [v.value for v in model.trainable_variables]
     fixed = [v.value for v in model.non_trainable_variables]
 
-    @jax.jit
+    # Not under jit: Keras' graphs of separable convolutions take minutes to compile.
     def evaluate(trainable, fixed):
         return model.stateless_call(trainable, fixed, images, training=False)[0]
 
@@ -49,7 +49,6 @@ def run(reference: Reference) -> dict[str, np.ndarray]:
     if not reference.training:
         return results
 
-    @jax.jit
     def step(trainable, fixed):
         def loss_fn(trainable):
             logits, new = model.stateless_call(trainable, fixed, images, training=True)

@@ -18,14 +18,19 @@ class Reference(NamedTuple):
     arguments: Mapping[str, Any] = {}  # of theirs, besides the number of classes
     kwargs: Mapping[str, Any] = {}  # of ours, besides the number of classes
     batch: int = 2
-    gain: float = 1.0  # variance of the kernels times fan-in: 2 for plain networks, 1 for residual
-    # Of the biases. Where a ReLU is near zero, rounding decides whether it passes the gradient, and
-    # in narrow layers that one value shows: at 3 few are, and it is not all of them that pass.
+    gain: float = 1.0  # variance of the kernels times fan-in: 2 in plain networks, 1 in residual
+    # Mean of the biases. Where a ReLU is near zero, rounding decides whether it passes gradients,
+    # and PyTorch's gradients in float32 differ from its own in float64 by up to 1e-2. At 3 few are.
     offset: float = 0.0
     momentum: float = 0.9  # of our BatchNorm
     training: bool = True  # whether gradients and batch statistics are compared too
     auxiliary_weight: float = 0.3  # of each auxiliary classifier in the loss
     case: str = ""  # which of several with one model and layout, "-small"
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether it is compared with `pytest -m zoo` only."""
+        return self.model in DEEP and not self.case
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -38,7 +43,18 @@ class Reference(NamedTuple):
         return GOLDEN / f"{self.model}{self.case}.{self.layout}.npz"
 
 
-# One list per family, in alphabetical order.
+# The same blocks as in a smaller network, deeper or wider: compared with `pytest -m zoo` only, as
+# compiling and drawing them takes long.
+DEEP = {
+    *(f"{family}{depth}" for family in ("resnet", "resnetv2_", "seresnet") for depth in (101, 152)),
+    *("resnet101_v1", "resnet152_v1", "resnet101v2", "resnet152v2"),
+    *("resnext101_32x4d", "resnext101_64x4d", "resnext101_32x8d", "seresnext101_32x4d"),
+    *("seresnet101_v1", "seresnet152_v1", "seresnext50_32x4d_timm", "senet154"),
+    *("vgg13", "vgg13_bn", "vgg16_bn", "vgg19", "vgg19_bn"),
+    *("densenet161", "densenet169", "densenet201", "densenet264"),
+    *("nasnet_a_large", "nasnetalarge", "inception_v3_aux"),
+    *("mobilenetv2_140", "mobilenet_v2_1.30_224", "mobilenet_v2_1.40_224"),
+}
 
 # AlexNet
 

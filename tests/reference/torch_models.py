@@ -1,7 +1,7 @@
 """Networks of torchvision and timm, built with the CPU build of torch."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,18 @@ def build(source: str, classes: int, arguments: Mapping[str, Any]) -> torch.nn.M
         return timm.create_model(source[5:], num_classes=classes, **arguments)
     module, _, name = source.rpartition(".")
     return getattr(importlib.import_module(module), name)(num_classes=classes, **arguments)
+
+
+def shorten(num_classes: int, source: str, cuts: Sequence[tuple[str, int, int]]) -> torch.nn.Module:
+    """Makes a network and removes modules, as first:last of a path, one cut after the other.
+
+    What is left is numbered anew, as in a network made with fewer blocks.
+    """
+    model = build(source, num_classes, {})
+    for path, first, last in cuts:
+        modules: Any = model.get_submodule(path)
+        del modules[first:last]
+    return model
 
 
 def list_logits(outputs: Any) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from flaxcnn.data.augment import freeze_policy, read_policy
 from flaxcnn.errors import UserError
 
 
@@ -48,6 +49,7 @@ class DataConfig:
     feeder: str = "auto"  # "resident" (on the device), "streaming", or by resident_limit
     resident_limit: int = 2**31  # bytes of uint8 images up to which "auto" is "resident"
     workers: int = 2  # processes that load images for the streaming feeder; 0: none
+    augment: tuple[Any, ...] = ()  # of the training images: (("flip",), ("rotate", 15)), in order
     subsample: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: share kept}
     expand: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: extra copies}
     sampler: str = "natural"  # classes of an epoch: "balanced", "sqrt" (of images), "repeat_factor"
@@ -212,7 +214,9 @@ def validate(config: Config) -> None:
     """Raises UserError, naming the field, for what can be known to be wrong before any work."""
     if not isinstance(config, Config):
         raise UserError(f"get_config() must return a flaxcnn Config, got {type(config).__name__}")
+    config.data.augment = freeze_policy(config.data.augment)
     _check_types(config, Config(), "")
+    read_policy(config.data.augment)
     values = dict(fields(config))
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
@@ -271,6 +275,8 @@ def _check_types(config: Any, default: Any, prefix: str) -> None:
             )
         if dataclasses.is_dataclass(value):
             _check_types(value, expected, f"{name}.")
+        elif name == "data.augment":
+            continue  # `read_policy` knows it better
         elif isinstance(value, tuple) and not all(isinstance(v, int | float) for v in value):
             raise UserError(f"{name} must hold numbers only, got {value!r}")
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flaxcnn.data.augment import Augment, make_augment, read_policy
 from flaxcnn.data.feeders import EvalPlan, Resident, Streaming, TrainPlan
 from flaxcnn.data.imbalance import Draws, make_draws, subsample
 from flaxcnn.data.sources import Dataset, compute_normalization, load_dataset
@@ -139,12 +140,20 @@ class Experiment:
             self.task,
             self.tx,
             self.preprocess,
+            augment=self._make_augment(),
             accumulate=self.config.optimizer.accumulate,
             ema_decay=self.config.optimizer.ema_decay,
             auxiliary_weight=self.config.loss.auxiliary_weight,
             axis_name=self.parallel.axis_name,
         )
         return self.parallel.compile_train(make_train_call(step, feeder.batch))
+
+    def _make_augment(self) -> Augment | None:
+        policy = self.config.data.augment
+        if not policy:
+            return None
+        shape, steps = self.facts.image_shape, self.plan.steps_per_epoch
+        return make_augment(policy, shape, steps, self.parallel.axis_name)
 
     def evaluator(self, split: Split) -> "Evaluator":
         """Exact evaluation on `split`."""
@@ -257,6 +266,7 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
     batch = config.data.batch_size
     check_divisible("data.batch_size", batch, parallel.num_devices, config.optimizer.accumulate)
     check_divisible("data.eval_batch_size", config.data.eval_batch_size, parallel.num_devices)
+    read_policy(config.data.augment, channels=dataset.image_shape[-1])
     draws = _make_draws(config, dataset)
     task = make_task(config, list(dataset.class_names))
     model = make_model(config, list(dataset.class_names), None)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxcnn.data.augment import Augment, for_labels
 from flaxcnn.models.network import Outputs
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.state import TrainState
@@ -21,9 +22,18 @@ Metrics = dict[str, jax.Array]
 
 
 def make_preprocess(mean: Any, std: Any) -> Callable[[jax.Array], jax.Array]:
-    """uint8 [N, H, W, C] -> float32, scaled to 0..1 and standardised by the channel's constants."""
+    """Images [N, H, W, C] -> float32, standardised by the channel's constants.
+
+    uint8 is scaled to 0..1 first; floats are there already: an augmentation has made them.
+    """
     mean, std = (jnp.asarray(x, jnp.float32)[None, None, None] for x in (mean, std))
-    return lambda images: (images.astype(jnp.float32) / 255 - mean) / std
+
+    def preprocess(images: jax.Array) -> jax.Array:
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 255
+        return (images - mean) / std
+
+    return preprocess
 
 
 def make_train_step(
@@ -32,6 +42,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     preprocess: Callable[[jax.Array], jax.Array],
     *,
+    augment: Augment | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
     auxiliary_weight: float = 0.3,
@@ -43,7 +54,8 @@ def make_train_step(
     `accumulate` A the gradient is the mean over A micro-batches (BatchNorm then sees batch / A
     examples at a time). The losses of auxiliary classifiers count `auxiliary_weight` times;
     `metrics` are the main one's. `axis_name` is pmap's axis: gradients, statistics and metrics are
-    averaged over it. `lr_scale` multiplies the update.
+    averaged over it. `lr_scale` multiplies the update. `augment` changes the images before all
+    this, and may mix them: then loss and metrics are those for both labels, by their shares.
     """
 
     def loss_fn(params, batch_stats, images, labels, key):
@@ -55,10 +67,16 @@ def make_train_step(
             mutable=["batch_stats"],
         )
         logits, auxiliary = outputs if isinstance(outputs, Outputs) else (outputs, ())
-        metrics = task.metrics(logits, labels)
-        total = task.weigh(metrics["loss"], labels).mean()
-        losses = [task.weigh(task.loss(logits, labels), labels).mean() for logits in auxiliary]
-        total += sum(auxiliary_weight * loss for loss in losses)
+
+        def measure(labels):
+            metrics = task.metrics(logits, labels)
+            return metrics, task.weigh(metrics["loss"], labels)
+
+        metrics, losses = for_labels(measure, labels)
+        total = losses.mean()
+        for other in auxiliary:
+            losses = for_labels(lambda x, other=other: task.weigh(task.loss(other, x), x), labels)
+            total += auxiliary_weight * losses.mean()
         return total, (updates.get("batch_stats", {}), jax.tree.map(jnp.mean, metrics))
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
@@ -88,6 +106,8 @@ def make_train_step(
         return grads, batch_stats, metrics
 
     def train_step(state: TrainState, batch, lr_scale):
+        if augment is not None:
+            batch = augment(state.key, state.step, *batch)
         grads, batch_stats, metrics = gradients(state, *batch)
         if axis_name is not None:
             grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), axis_name)

@@ -8,6 +8,8 @@ order of summation can change a bit.
 import jax
 import jax.numpy as jnp
 
+from flaxcnn.data.augment.rounding import product
+
 Array = jax.Array
 
 
@@ -15,12 +17,13 @@ def luma(image: Array) -> Array:
     """Grey [H, W, 1] by ITU-R BT.601; a grey image is its own."""
     if image.shape[-1] == 1:
         return image
-    return 0.299 * image[..., :1] + 0.587 * image[..., 1:2] + 0.114 * image[..., 2:]
+    red, green, blue = image[..., :1], image[..., 1:2], image[..., 2:]
+    return product(0.299, red) + product(0.587, green) + product(0.114, blue)
 
 
 def blend(degenerate: Array | float, image: Array, factor: Array | float) -> Array:
     """From `degenerate` (factor 0) through `image` (1) and beyond, cut to 0..1."""
-    return jnp.clip(degenerate + factor * (image - degenerate), 0, 1)
+    return jnp.clip(degenerate + product(factor, image - degenerate), 0, 1)
 
 
 def brightness(image: Array, factor: Array | float) -> Array:
@@ -61,23 +64,23 @@ def hue(image: Array, turns: Array | float) -> Array:
         (green - blue) / divisor,
         jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    sextant = sextant + 6 * jnp.asarray(turns, jnp.float32)
+    sextant = sextant + product(6, turns)
 
     def channel(offset: int) -> Array:
         k = (sextant + offset) % 6
-        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+        return value - product(chroma, jnp.clip(jnp.minimum(k, 4 - k), 0, 1))
 
     return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
 
 
 def gamma(image: Array, exponent: Array | float) -> Array:
     """Each value to the power `exponent`; below 1 is brighter."""
-    return jnp.power(image, exponent)
+    return jnp.power(jnp.maximum(image, 0), exponent)
 
 
 def invert(image: Array) -> Array:
     """The negative."""
-    return 1 - image
+    return jnp.maximum(1 - image, 0)  # rounding may go below
 
 
 def posterize(image: Array, bits: Array | int) -> Array:
@@ -89,7 +92,7 @@ def posterize(image: Array, bits: Array | int) -> Array:
 
 def solarize(image: Array, threshold: Array | float) -> Array:
     """Negative of the values that are not below `threshold` (0..1)."""
-    return jnp.where(image >= threshold, 1 - image, image)
+    return jnp.where(image >= threshold, invert(image), image)
 
 
 def autocontrast(image: Array) -> Array:
@@ -118,4 +121,4 @@ def _equalize(pixels: Array) -> Array:
 
 
 def _to_bytes(image: Array) -> Array:
-    return jnp.floor(jnp.clip(image, 0, 1) * 255 + 0.5).astype(jnp.int32)
+    return jnp.floor(product(jnp.clip(image, 0, 1), 255) + 0.5).astype(jnp.int32)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from flaxcnn.data.augment.color import blend
 from flaxcnn.data.augment.geometry import Fill, sample_image
+from flaxcnn.data.augment.rounding import product
 
 Array = jax.Array
 
@@ -25,10 +26,10 @@ def gaussian_blur(image: Array, sigma: Array | float, radius: int) -> Array:
         padded, size = jnp.pad(image, width, "reflect"), image.shape[axis]
         image = sum(
             (
-                weights[i] * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
+                product(weights[i], jax.lax.slice_in_dim(padded, i, i + size, axis=axis))
                 for i in range(1, 2 * radius + 1)
             ),
-            weights[0] * jax.lax.slice_in_dim(padded, 0, size, axis=axis),
+            product(weights[0], jax.lax.slice_in_dim(padded, 0, size, axis=axis)),
         )
     return image
 
@@ -48,7 +49,7 @@ def sharpness(image: Array, factor: Array | float) -> Array:
         return image
     rows = image[:-2] + image[1:-1] + image[2:]
     around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-    smooth = jnp.asarray(image).at[1:-1, 1:-1].set((around + 4 * image[1:-1, 1:-1]) / 13)
+    smooth = jnp.asarray(image).at[1:-1, 1:-1].set((around + product(4, image[1:-1, 1:-1])) / 13)
     return blend(smooth, image, factor)
 
 
@@ -61,6 +62,6 @@ def elastic(
     """
     height, width = image.shape[:2]
     radius = min(blur_radius(sigma), height - 1, width - 1)
-    moved = strength * gaussian_blur(displacement, sigma, radius)
+    moved = product(strength, gaussian_blur(displacement, sigma, radius))
     x, y = jnp.arange(width) + 0.5, jnp.arange(height) + 0.5
     return sample_image(image, x[None, :] + moved[..., 0], y[:, None] + moved[..., 1], fill=fill)

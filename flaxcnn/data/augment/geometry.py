@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from flaxcnn.data.augment.rounding import lerp, product
+
 Array = jax.Array
 Fill = str | float  # "reflect" (edge not repeated), "edge", or a constant
 Size = tuple[int, int]  # height, width
@@ -53,12 +55,13 @@ def perspective(corners: Array, size: Size) -> Array:
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = [(c[0], c[1]) for c in corners]
     dx1, dx2, dx3 = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
     dy1, dy2, dy3 = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
-    scale = dx1 * dy2 - dx2 * dy1
-    g, h = (dx3 * dy2 - dx2 * dy3) / scale, (dx1 * dy3 - dx3 * dy1) / scale
+    scale = product(dx1, dy2) - product(dx2, dy1)
+    g = (product(dx3, dy2) - product(dx2, dy3)) / scale
+    h = (product(dx1, dy3) - product(dx3, dy1)) / scale
     of_unit_square = make_matrix(
         [
-            [x1 - x0 + g * x1, x3 - x0 + h * x3, x0],
-            [y1 - y0 + g * y1, y3 - y0 + h * y3, y0],
+            [x1 - x0 + product(g, x1), x3 - x0 + product(h, x3), x0],
+            [y1 - y0 + product(g, y1), y3 - y0 + product(h, y3), y0],
             [g, h, 1],
         ]
     )
@@ -71,8 +74,8 @@ def compose(*matrices: Array) -> Array:
 
     def after(first: Array, second: Array) -> Array:
         return sum(
-            (second[:, k, None] * first[k, None, :] for k in range(1, 3)),
-            second[:, 0, None] * first[0, None, :],
+            (product(second[:, k, None], first[k, None, :]) for k in range(1, 3)),
+            product(second[:, 0, None], first[0, None, :]),
         )
 
     return functools.reduce(after, matrices)
@@ -90,15 +93,15 @@ def invert(matrix: Array) -> Array:
 
     def cofactor(i: int, j: int) -> Array:
         i1, i2, j1, j2 = (i + 1) % 3, (i + 2) % 3, (j + 1) % 3, (j + 2) % 3
-        return rows[i1][j1] * rows[i2][j2] - rows[i1][j2] * rows[i2][j1]
+        return product(rows[i1][j1], rows[i2][j2]) - product(rows[i1][j2], rows[i2][j1])
 
     adjugate = make_matrix([[cofactor(j, i) for j in range(3)] for i in range(3)])
-    determinant = sum(rows[0][j] * adjugate[j, 0] for j in range(3))
+    determinant = sum(product(rows[0][j], adjugate[j, 0]) for j in range(3))
     return adjugate / determinant
 
 
 def _apply(matrix: Array, x: Array, y: Array) -> tuple[Array, Array]:
-    u, v, w = (matrix[i, 0] * x + matrix[i, 1] * y + matrix[i, 2] for i in range(3))
+    u, v, w = (product(matrix[i, 0], x) + product(matrix[i, 1], y) + matrix[i, 2] for i in range(3))
     return u / w, v / w
 
 
@@ -152,8 +155,8 @@ def warp_axes(
     """`warp_image` for a `matrix` that neither turns nor shears: rows, then columns; faster."""
     height, width = size or image.shape[:2]
     inverse = invert(matrix)
-    x = inverse[0, 0] * (jnp.arange(width) + 0.5) + inverse[0, 2]
-    y = inverse[1, 1] * (jnp.arange(height) + 0.5) + inverse[1, 2]
+    x = product(inverse[0, 0], jnp.arange(width) + 0.5) + inverse[0, 2]
+    y = product(inverse[1, 1], jnp.arange(height) + 0.5) + inverse[1, 2]
     rows = _sample_axis(image, y, 0, nearest, fill)
     return _sample_axis(rows, x, 1, nearest, fill)
 
@@ -176,9 +179,9 @@ def sample_image(
         return tap(_floor(y), _floor(x))
     column, row = _floor(x - 0.5), _floor(y - 0.5)
     dx, dy = (x - 0.5 - column)[..., None], (y - 0.5 - row)[..., None]
-    above = tap(row, column) * (1 - dx) + tap(row, column + 1) * dx
-    below = tap(row + 1, column) * (1 - dx) + tap(row + 1, column + 1) * dx
-    return above * (1 - dy) + below * dy
+    above = lerp(tap(row, column), tap(row, column + 1), dx)
+    below = lerp(tap(row + 1, column), tap(row + 1, column + 1), dx)
+    return lerp(above, below, dy)
 
 
 def _sample_axis(image: Array, at: Array, axis: int, nearest: bool, fill: Fill) -> Array:
@@ -197,7 +200,7 @@ def _sample_axis(image: Array, at: Array, axis: int, nearest: bool, fill: Fill) 
         return tap(_floor(at))
     first = _floor(at - 0.5)
     share = (at - 0.5 - first)[shaped]
-    return tap(first) * (1 - share) + tap(first + 1) * share
+    return lerp(tap(first), tap(first + 1), share)
 
 
 def _floor(x: Array) -> Array:

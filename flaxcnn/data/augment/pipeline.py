@@ -1,0 +1,189 @@
+"""From a policy, which is data, to one function on a batch.
+
+A policy is a list of entries: `[("flip",), ("rotate", 15), ("random_erasing", 0.25)]`. An entry is
+a name and the settings of its maker, in order; a dict at the end gives settings by name, and "p"
+the probability of the entry. The image goes through the entries in order, and neighbouring
+geometric ones are one warp. "alternating_flip" may only come first, mixing only last.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxcnn.data.augment import geometry
+from flaxcnn.data.augment.mixing import Mix, MixedLabels, cutmix, mix_batch, mixup
+from flaxcnn.data.augment.operations import OPERATIONS, Change, Operation, Warp, with_probability
+from flaxcnn.data.augment.policies import autoaugment, randaugment, trivialaugment
+from flaxcnn.data.augment.rounding import product
+from flaxcnn.errors import UserError
+
+Array = jax.Array
+Policy = Sequence[Sequence[Any]]
+Labels = Array | MixedLabels
+Augment = Callable[[Array, Array, Array, Array], tuple[Array, Labels]]
+
+_PURPOSE = 0x61756721  # folded into a step's key; micro-batches fold in small numbers
+
+
+class AlternatingFlip:
+    """Left and right exchanged in every other epoch; half of the images start with it.
+
+    Which half is a hash of the pixels. Jordan 2024 (arXiv:2404.00498), section 3.6.
+    """
+
+
+MAKERS: dict[str, Callable[..., Operation | Mix | AlternatingFlip]] = {
+    **OPERATIONS,
+    "randaugment": randaugment,
+    "trivialaugment": trivialaugment,
+    "autoaugment": autoaugment,
+    "alternating_flip": AlternatingFlip,
+    "mixup": mixup,
+    "cutmix": cutmix,
+}
+
+
+def freeze_policy(policy: Any) -> Any:
+    """Lists (as a config or JSON has them) as tuples, at any depth; anything else as it is."""
+    if isinstance(policy, list | tuple):
+        return tuple(freeze_policy(entry) for entry in policy)
+    if isinstance(policy, dict):
+        return {name: freeze_policy(value) for name, value in policy.items()}
+    return policy
+
+
+def read_policy(policy: Policy, channels: int | None = None) -> list[Any]:
+    """The operations of `policy`.
+
+    Raises UserError naming the first entry that is wrong, or that needs colour where the images
+    have one channel.
+    """
+    operations = []
+    for index, entry in enumerate(freeze_policy(policy)):
+        try:
+            operation = _read_entry(entry)
+            if channels == 1 and isinstance(operation, Change) and operation.needs_color:
+                raise UserError("the images are grey")
+            if isinstance(operation, AlternatingFlip) and index:
+                raise UserError("can only be the first entry")
+            if operations and isinstance(operations[-1], Mix):
+                raise UserError(f"nothing can follow {policy[index - 1][0]}")
+        except UserError as error:
+            raise UserError(f"data.augment[{index}] {entry!r}: {error}") from None
+        operations.append(operation)
+    return operations
+
+
+def _read_entry(entry: Any) -> Operation | Mix | AlternatingFlip:
+    if not isinstance(entry, tuple) or not entry or not isinstance(entry[0], str):
+        raise UserError('an entry is a name and its settings, as ("rotate", 15)')
+    name, *settings = entry
+    if name not in MAKERS:
+        raise UserError(f"there is no {name}; there are {', '.join(sorted(MAKERS))}")
+    named: dict[str, Any] = {}
+    if settings and isinstance(settings[-1], dict):
+        named = dict(settings.pop())
+    make = MAKERS[name]
+    known = inspect.signature(make).parameters
+    chance = named.pop("p", None) if "p" not in known else None
+    try:
+        operation = make(*settings, **named)
+    except TypeError:
+        names = ", ".join(str(p).replace(": ", " ").partition(" ")[0] for p in known.values())
+        raise UserError(f"the settings of {name} are: {names or 'none'}") from None
+    if chance is None:
+        return operation
+    if not isinstance(operation, Warp | Change):
+        raise UserError(f"{name} has no p")
+    return with_probability(operation, chance)
+
+
+def make_augment(
+    policy: Policy,
+    image_shape: Sequence[int],
+    steps_per_epoch: int,
+    axis_name: str | None = None,
+) -> Augment:
+    """(root key, step, images uint8 [N, H, W, C], labels [N]) -> images float32 in 0..1, labels.
+
+    What happens to an example depends on the key, the step and its position in the global batch.
+    Under `pmap`, `axis_name` is the mapped axis. Raises UserError as `read_policy`.
+    """
+    operations = read_policy(policy, channels=image_shape[-1])
+    alternate = bool(operations) and isinstance(operations[0], AlternatingFlip)
+    mix = operations[-1] if operations and isinstance(operations[-1], Mix) else None
+    transform = make_transform([o for o in operations if isinstance(o, Warp | Change)])
+
+    def augment(key: Array, step: Array, images: Array, labels: Array) -> tuple[Array, Labels]:
+        key = jax.random.fold_in(jax.random.fold_in(key, step), _PURPOSE)
+        positions = jnp.arange(len(images))
+        if axis_name is not None:
+            positions += jax.lax.axis_index(axis_name) * len(images)
+        keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
+        if alternate:
+            flipped = (jax.vmap(_starts_flipped)(images) + step // steps_per_epoch) % 2 == 1
+            images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+        images = jax.vmap(transform)(keys, product(images.astype(jnp.float32), 1 / 255))
+        if mix is None:
+            return images, labels
+        keys = jax.vmap(lambda k: jax.random.fold_in(k, len(operations)))(keys)
+        return mix_batch(mix, keys, images, labels, axis_name)
+
+    return augment
+
+
+def make_transform(operations: Sequence[Operation]) -> Callable[[Array, Array], Array]:
+    """(key, image float32 [H, W, C] in 0..1) -> the image after `operations`, in 0..1."""
+    stages = _warps_together(operations)
+
+    def transform(key: Array, image: Array) -> Array:
+        count = itertools.count()
+        for stage in stages:
+            keys = [jax.random.fold_in(key, next(count)) for _ in stage]
+            image = _apply(stage, keys, image)
+        return image
+
+    return transform
+
+
+def _warps_together(operations: Sequence[Operation]) -> list[list[Operation]]:
+    """Each operation alone, but neighbouring warps in one list if their fills agree."""
+    stages: list[list[Operation]] = []
+    for operation in operations:
+        last = stages[-1] if stages else []
+        fills = {o.fill for o in last if isinstance(o, Warp)} - {None}
+        after_warp = bool(last) and isinstance(last[0], Warp)
+        if (
+            isinstance(operation, Warp)
+            and after_warp
+            and len(fills | {operation.fill} - {None}) < 2
+        ):
+            last.append(operation)
+        else:
+            stages.append([operation])
+    return stages
+
+
+def _apply(stage: list[Operation], keys: list[Array], image: Array) -> Array:
+    """One operation, or several warps by a single sampling of the image."""
+    if isinstance(stage[0], Change):
+        return stage[0].apply(keys[0], image)
+    warps = [operation for operation in stage if isinstance(operation, Warp)]
+    size = (image.shape[0], image.shape[1])
+    matrix = geometry.compose(*(w.draw(key, size) for w, key in zip(warps, keys, strict=True)))
+    fill = next((warp.fill for warp in warps if warp.fill is not None), "edge")
+    sample = geometry.warp_axes if all(warp.aligned for warp in warps) else geometry.warp_image
+    return sample(image, matrix, nearest=all(warp.whole for warp in warps), fill=fill)
+
+
+def _starts_flipped(image: Array) -> Array:
+    """0 or 1, from all bytes of a uint8 image: its multiplicative hash (Knuth, section 6.4)."""
+    values = image.reshape(-1).astype(jnp.uint32)
+    odd = 2 * jnp.arange(values.size, dtype=jnp.uint32) + 1
+    return ((values * odd * jnp.uint32(2654435769)).sum(dtype=jnp.uint32) >> 16).astype(
+        jnp.int32
+    ) & 1

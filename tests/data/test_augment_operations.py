@@ -254,7 +254,7 @@ def test_the_policies_operations_are_pillows(level):
 
 
 def test_autoaugments_tables():
-    """Sums that were counted from torchvision's tables by hand cannot miss a wrong cell by much."""
+    """Their form only; the cells were read against torchvision's tables by eye."""
     for table, pairs in [(policies._CIFAR10, 25), (policies._IMAGENET, 25)]:
         read = policies.read_table(table)
         assert len(read) == pairs and all(len(pair) == 2 for pair in read)

@@ -110,7 +110,9 @@ def make_augment(
 ) -> Augment:
     """(root key, step, images uint8 [N, H, W, C], labels [N]) -> images float32 in 0..1, labels.
 
-    What happens to an example depends on the key, the step and its position in the global batch.
+    What happens to an example depends on the key, the step and its position in the global batch:
+    bit for bit however the batch is divided, but for the last bit after chains of many warps, where
+    the compiler's choices still show (measured: 6e-7 after twelve).
     Under `pmap`, `axis_name` is the mapped axis. Raises UserError as `read_policy`.
     """
     operations = read_policy(policy, channels=image_shape[-1])

@@ -10,19 +10,21 @@ from flaxcnn.models import create_model
 from flaxcnn.weights.convert import convert, list_sources
 
 
-def parametrize(references):
-    """Cases of a test; what is deep is for -m zoo."""
+def make_cases(references, is_long):
+    """Cases of a test, those that take long marked `zoo`."""
     return pytest.mark.parametrize(
         "reference",
         [
-            pytest.param(r, id=r.path.stem, marks=[pytest.mark.zoo] if r.is_deep else [])
+            pytest.param(r, id=r.path.stem, marks=[pytest.mark.zoo] if is_long(r) else [])
             for r in references
         ],
     )
 
 
-each_reference = parametrize(REFERENCES)
-each_training_reference = parametrize(r for r in REFERENCES if r.training)
+each_reference = make_cases(REFERENCES, lambda r: r.is_deep)
+each_training_reference = make_cases(
+    [r for r in REFERENCES if r.training], lambda r: r.has_long_step
+)
 
 
 def prepare(reference):

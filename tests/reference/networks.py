@@ -33,6 +33,11 @@ class Reference(NamedTuple):
         return self.model in DEEP and not self.case
 
     @property
+    def has_long_step(self) -> bool:
+        """Whether its training step is compared with `pytest -m zoo` only."""
+        return self.is_deep or self.model + self.case in LONG_STEPS
+
+    @property
     def scale(self) -> tuple[float, float]:
         """The last arguments of `draw_weight`."""
         return self.gain, self.offset
@@ -55,6 +60,9 @@ DEEP = {
     *("nasnet_a_large", "nasnetalarge", "inception_v3_aux"),
     *("mobilenetv2_140", "mobilenet_v2_1.30_224", "mobilenet_v2_1.40_224"),
 }
+# Training steps that take a minute to compile, of blocks that other training steps have too, and
+# NASNet's, which takes two.
+LONG_STEPS = {"nasnet_a_mobile-small", "inception_v4-short", "mobilenet_v2_0.35_96", "resnet50v2"}
 
 # AlexNet
 

@@ -80,8 +80,8 @@ def test_variables_of_another_network_are_refused(resnet18):
     with pytest.raises(UserError) as error:
         export("resnet18", variables, "torchvision")
     assert str(error.value) == (
-        "variables for resnet18: params/classifier/kernel has shape (512, 10), and not "
-        "(512, 1000); params/classifier/bias has shape (10,), and not (1000,)"
+        "variables for resnet18: params/classifier/bias has shape (10,), and not (1000,); "
+        "params/classifier/kernel has shape (512, 10), and not (512, 1000)"
     )
 
 

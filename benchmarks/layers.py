@@ -5,7 +5,8 @@
 For each shape the forward pass, the input gradient and the kernel gradient; in JAX once as a call
 of its own and once inside `lax.scan` of 8 steps, which is where XLA:CPU loses layouts (jax#12868).
 PyTorch is the better of its two memory layouts. In each round every function runs once, for
-`--min-seconds`; the table has medians, as GFLOP/s of the convolution's own arithmetic.
+`--min-seconds`; the table has medians, as GFLOP/s of the convolution's own arithmetic. What takes
+longer than two seconds is run once only.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 PASSES = ("forward", "input gradient", "kernel gradient")
 SCAN_STEPS = 8
+_SLOW = 2.0  # seconds; in a scan some of lax's gradients run a hundred times slower
 
 
 class Shape(NamedTuple):
@@ -165,21 +167,28 @@ def _run_torch(call, calls: int) -> None:
 
 
 def measure(functions: dict, repeats: int, min_seconds: float) -> dict:
-    """Runs the functions in turn, `repeats` rounds; returns the median seconds of a call."""
+    """Runs the functions in turn, `repeats` rounds; returns the median seconds of a call.
+
+    One whose first run takes longer than `_SLOW` seconds is left at that run.
+    """
     calls, rounds = {}, {key: [] for key in functions}
     for key, run in functions.items():
         unit = SCAN_STEPS if key[1].endswith("scan") else 1
-        run(unit)
-        start = time.perf_counter()
-        run(unit)
-        seconds = time.perf_counter() - start
-        calls[key] = math.ceil(min_seconds / seconds) * unit
+        seconds = _time(run, unit)
+        if seconds > _SLOW:
+            rounds[key].append(seconds / unit)
+        else:
+            calls[key] = math.ceil(min_seconds / _time(run, unit)) * unit
     for _ in range(repeats):
-        for key, run in functions.items():
-            start = time.perf_counter()
-            run(calls[key])
-            rounds[key].append((time.perf_counter() - start) / calls[key])
+        for key, count in calls.items():
+            rounds[key].append(_time(functions[key], count) / count)
     return {key: statistics.median(times) for key, times in rounds.items()}
+
+
+def _time(run, calls: int) -> float:
+    start = time.perf_counter()
+    run(calls)
+    return time.perf_counter() - start
 
 
 def measure_shape(name: str, batch: int, args: argparse.Namespace) -> list[dict]:

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import Conv, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, max_pool
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -91,10 +91,7 @@ class PyramidCNN(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        if self.num_classes:
-            x = nn.Dense(self.num_classes, kernel_init=glorot, name="classifier")(x)
-        return x.astype(jnp.float32)
+        return classify(self, outputs[-1], train=train, kernel_init=glorot)
 
 
 VARIANTS = {

@@ -16,16 +16,14 @@ from flax import linen as nn
 from flaxcnn.layers import (
     BatchNorm,
     Conv,
-    Dropout,
     SqueezeExcite,
     avg_pool,
-    global_avg_pool,
     max_pool,
 )
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -139,11 +137,9 @@ class BNInception(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        if self.num_classes:
-            x = Dropout(self.dropout, self.axis_name, name="classifier_dropout")(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
-        return x.astype(jnp.float32)
+        return classify(
+            self, outputs[-1], train=train, kernel_init=kernel_init, dropout=self.dropout
+        )
 
 
 def _make_variant(params: int, macs: int, paper: str, year: int, **kwargs: Any) -> Variant:

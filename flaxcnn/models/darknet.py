@@ -16,7 +16,7 @@ from flax import linen as nn
 from flaxcnn.layers import BatchNorm, Conv, Dropout, DropPath, global_avg_pool, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.residual import drop_rate
 from flaxcnn.models.variant import Variant
 
@@ -133,11 +133,7 @@ class Darknet53(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
-        if self.num_classes:
-            x = nn.Dense(self.num_classes, kernel_init=he_normal, name="classifier")(x)
-        return x.astype(jnp.float32)
+        return classify(self, outputs[-1], train=train, kernel_init=he_normal, dropout=self.dropout)
 
 
 def _choose_layers(network: Darknet19 | Darknet53, train: bool) -> Mapping[str, Any]:

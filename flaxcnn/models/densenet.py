@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, avg_pool, global_avg_pool, max_pool
+from flaxcnn.layers import BatchNorm, Conv, Dropout, avg_pool, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -127,10 +127,7 @@ class DenseNet(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        if self.num_classes:
-            x = nn.Dense(self.num_classes, kernel_init=dense_uniform, name="classifier")(x)
-        return x.astype(jnp.float32)
+        return classify(self, outputs[-1], train=train, kernel_init=dense_uniform)
 
 
 # Table 1: layers per dense block. 161 is the wide one of the authors' repository.

@@ -21,14 +21,13 @@ from flaxcnn.layers import (
     Dropout,
     adaptive_avg_pool,
     avg_pool,
-    global_avg_pool,
     local_response_norm,
     max_pool,
 )
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, Outputs, run_stages
+from flaxcnn.models.network import Network, Outputs, classify, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -193,11 +192,7 @@ class GoogLeNet(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        if self.num_classes:
-            x = Dropout(self.dropout, self.axis_name, name="classifier_dropout")(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
-        x = x.astype(jnp.float32)
+        x = classify(self, outputs[-1], train=train, kernel_init=kernel_init, dropout=self.dropout)
         return Outputs(x, tuple(auxiliary)) if with_heads and train else x
 
     def _respond(self, x: Array) -> Array:

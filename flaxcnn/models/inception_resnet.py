@@ -10,16 +10,15 @@ import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, DropPath, global_avg_pool, max_pool
+from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
 from flaxcnn.models.inception_v4 import STEM as STEM_V4
 from flaxcnn.models.inception_v4 import Branches, start_stem
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.residual import drop_rate
 from flaxcnn.models.variant import Variant
 
@@ -172,15 +171,13 @@ class InceptionResNet(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
-        if self.num_classes:
-            x = nn.Dense(
-                self.num_classes,
-                kernel_init=nn.initializers.xavier_uniform(),
-                name="classifier",
-            )(x)
-        return x.astype(jnp.float32)
+        return classify(
+            self,
+            outputs[-1],
+            train=train,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dropout=self.dropout,
+        )
 
 
 def _make_variant(plan: str, params: int, macs: int, statistics: int, **kwargs: Any) -> Variant:

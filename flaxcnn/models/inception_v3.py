@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, avg_pool, global_avg_pool, max_pool
+from flaxcnn.layers import BatchNorm, Conv, avg_pool, global_avg_pool, max_pool
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, Outputs, run_stages
+from flaxcnn.models.network import Network, Outputs, classify, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -221,11 +221,7 @@ class InceptionV3(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        if self.num_classes:
-            x = Dropout(self.dropout, self.axis_name, name="classifier_dropout")(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
-        x = x.astype(jnp.float32)
+        x = classify(self, outputs[-1], train=train, kernel_init=kernel_init, dropout=self.dropout)
         return Outputs(x, tuple(auxiliary)) if with_head and train else x
 
 

@@ -10,13 +10,12 @@ import functools
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, global_avg_pool
+from flaxcnn.layers import BatchNorm, Conv
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -122,11 +121,9 @@ class MobileNet(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        if self.num_classes:
-            x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=slim_normal, name="classifier")(x)
-        return x.astype(jnp.float32)
+        return classify(
+            self, outputs[-1], train=train, kernel_init=slim_normal, dropout=self.dropout
+        )
 
 
 def _make_variant(params: int, macs: int, statistics: int, side: int, **kwargs: Any) -> Variant:

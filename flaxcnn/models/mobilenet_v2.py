@@ -9,14 +9,13 @@ import functools
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, DropPath, global_avg_pool
+from flaxcnn.layers import BatchNorm, Conv, DropPath
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
 from flaxcnn.models.mobilenet import slim_normal
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -128,11 +127,8 @@ class MobileNetV2(Network):
         if self.features_only:
             return outputs
         x = conv(round_to_eight(1280 * max(self.width, 1.0)), 1, name="head_conv")(outputs[-1])
-        x = global_avg_pool(nn.relu6(norm(name="head_bn")(x)))
-        if self.num_classes:
-            x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=slim_normal, name="classifier")(x)
-        return x.astype(jnp.float32)
+        x = nn.relu6(norm(name="head_bn")(x))
+        return classify(self, x, train=train, kernel_init=slim_normal, dropout=self.dropout)
 
 
 def round_to_eight(channels: float) -> int:

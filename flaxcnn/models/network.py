@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
 from flaxcnn.errors import UserError
+from flaxcnn.layers import Dropout, global_avg_pool
 
 Array = jax.Array
 
@@ -62,6 +63,8 @@ def run_stages(
         if not network.features_only:
             raise UserError("out_indices chooses among features: it needs features_only=True")
         wanted = tuple(network.out_indices)
+        if not wanted:
+            raise UserError("out_indices is empty: it must name at least one stage")
         for index in wanted:
             if not -len(stages) <= index < len(stages):
                 raise UserError(
@@ -76,11 +79,28 @@ def run_stages(
     return tuple(list(outputs.values())[index] for index in wanted)
 
 
+def classify(
+    network: Network, maps: Array, *, train: bool, kernel_init: Initializer, dropout: float = 0.0
+) -> Array:
+    """The head that most networks have: averages of the maps, dropout, a dense layer in float32.
+
+    Maps [N, H, W, C] to logits [N, num_classes], or to the averages [N, C] if there are no classes.
+    """
+    x = global_avg_pool(maps)
+    if network.num_classes:
+        x = Dropout(dropout, network.axis_name, name="dropout")(x, train=train)
+        x = nn.Dense(network.num_classes, kernel_init=kernel_init, name="classifier")(x)
+    return x.astype(jnp.float32)
+
+
 def feature_info(network: Network, input_shape: tuple[int, int, int]) -> list[Feature]:
     """Lists the stages whose outputs `features_only` returns; traces, and computes nothing.
 
-    `input_shape` is (height, width, channels) of images that the network takes.
+    `input_shape` is (height, width, channels) of images that the network takes. Raises UserError
+    for a network without stages, such as an MLP.
     """
+    if not isinstance(network, Network):
+        raise UserError(f"{type(network).__name__} has no stages to list")
     height, width, channels = input_shape
     model = network.clone(features_only=True)
     sides = []

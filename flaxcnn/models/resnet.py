@@ -9,13 +9,12 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, DropPath, global_avg_pool, max_pool
+from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.residual import (
     BasicBlock,
     Bottleneck,
@@ -117,11 +116,9 @@ class ResNet(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        if self.num_classes:
-            x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=dense_uniform, name="classifier")(x)
-        return x.astype(jnp.float32)
+        return classify(
+            self, outputs[-1], train=train, kernel_init=dense_uniform, dropout=self.dropout
+        )
 
 
 # Table 1: blocks per stage.

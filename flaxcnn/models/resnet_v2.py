@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, DropPath, global_avg_pool, max_pool
+from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.residual import dense_uniform, drop_rate, he_normal
 from flaxcnn.models.resnet import DEPTHS
 from flaxcnn.models.variant import Variant
@@ -131,11 +131,8 @@ class ResNetV2(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(nn.relu(norm(name="final_bn")(outputs[-1])))
-        if self.num_classes:
-            x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=dense_uniform, name="classifier")(x)
-        return x.astype(jnp.float32)
+        x = nn.relu(norm(name="final_bn")(outputs[-1]))
+        return classify(self, x, train=train, kernel_init=dense_uniform, dropout=self.dropout)
 
 
 _KERAS: dict[str, Any] = {

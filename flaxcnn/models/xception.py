@@ -8,21 +8,18 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import (
     BatchNorm,
     Conv,
-    Dropout,
     DropPath,
     SeparableConv,
-    global_avg_pool,
     max_pool,
 )
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, classify, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -151,11 +148,9 @@ class Xception(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        if self.num_classes:
-            x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
-            x = nn.Dense(self.num_classes, kernel_init=glorot_uniform, name="classifier")(x)
-        return x.astype(jnp.float32)
+        return classify(
+            self, outputs[-1], train=train, kernel_init=glorot_uniform, dropout=self.dropout
+        )
 
 
 VARIANTS = {

@@ -197,7 +197,7 @@ NETWORKS = {
     "resnet18": Network(_resnet18, (224, 224, 3), 8, 11_689_512),
     "resnet50": Network(_resnet50, (224, 224, 3), 8, 25_557_032),
     "resnext50_32x4d": Network(_resnext50, (224, 224, 3), 8, 25_028_904),
-    "densenet121": Network(densenet121, (224, 224, 3), 8, 7_978_856),
+    "densenet121": Network(densenet121, (224, 224, 3), 8, 7_978_856, flaxcnn_name="densenet121"),
     "mobilenet_v2": Network(mobilenet_v2, (224, 224, 3), 8, 3_504_872),
     "xception": Network(xception, (299, 299, 3), 4, 22_855_952),
 }

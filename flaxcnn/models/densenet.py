@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import BatchNorm, Conv, Dropout, avg_pool, max_pool
+from flaxcnn.layers.fusion import compute_gradient_once
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
 from flaxcnn.models.network import Network, classify, run_stages
@@ -44,7 +45,7 @@ class DenseLayer(nn.Module):
         y = self.drop(name="drop1")(self.conv(self.bottleneck * self.growth, 1, name="conv1")(y))
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.drop(name="drop2")(self.conv(self.growth, 3, padding=1, name="conv2")(y))
-        return jnp.concatenate([x, y], axis=-1)
+        return compute_gradient_once(jnp.concatenate([x, y], axis=-1))
 
 
 class Transition(nn.Module):

@@ -1,4 +1,4 @@
-"""The command `flaxcnn`: list, evaluate, predict, reproduce, doctor.
+"""The command `flaxcnn`: list, evaluate, predict, visualize, study, reproduce, doctor.
 
 Training itself is `train.py`. Each command imports what it needs when it runs.
 """
@@ -7,6 +7,8 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 from flaxcnn.errors import UserError
 
@@ -43,19 +45,46 @@ def evaluate_command(args: argparse.Namespace) -> int:
     from flaxcnn.training.inference import load_run
 
     run = load_run(args.workdir, args.checkpoint)
-    means, examples = run.evaluate(args.split)
+    views = None if args.views is None else _parse_views(args.views)
+    size = _parse_size(args.image_size) if args.image_size else ()
+    means, examples = run.evaluate(args.split, views=views, image_size=size, resize=args.resize)
     trained = run.facts.train_images, run.facts.train_draws
     report = run.task.report(examples["true_label"], examples["label"], *trained)
+    size = size or tuple(run.facts.image_shape[:2])
+    views = run.config.data.views if views is None else views
     if args.json:
-        print(json.dumps({"split": args.split, "step": run.step, **means, "report": report}))
+        how = {"split": args.split, "step": run.step, "image_size": size, "views": views}
+        print(json.dumps({**how, **means, "report": report}))
         return 0
-    print(f"{args.checkpoint} checkpoint, step {run.step}, {args.split} split")
+    entries = ",".join("=".join(map(str, entry)) for entry in views)
+    print(
+        f"{args.checkpoint} checkpoint, step {run.step}, {args.split} split, "
+        f"{size[0]}x{size[1]} pixels" + (f", views {entries}" if entries else "")
+    )
     print(format_report(report))
     print(
         f"{args.split} accuracy {means['accuracy']:.4f} · {report['images']} images · "
         f"loss {means['loss']:.4f} · step {run.step} · {args.workdir}"
     )
     return 0
+
+
+def _parse_views(text: str) -> tuple[tuple[Any, ...], ...]:
+    """`data.views` as written on the command line: "flip,shift=1", or "none"."""
+    if text == "none":
+        return ()
+    pairs = [word.partition("=") for word in text.split(",")]
+    return tuple(
+        (name, int(value) if value.isdigit() else value) if equals else (name,)
+        for name, equals, value in pairs
+    )
+
+
+def _parse_size(text: str) -> tuple[int, ...]:
+    height, _, width = text.partition(",")
+    if not (height.isdigit() and width.isdigit()):
+        raise UserError(f"--image-size must be HEIGHT,WIDTH, got {text!r}")
+    return int(height), int(width)
 
 
 def predict_command(args: argparse.Namespace) -> int:
@@ -82,6 +111,48 @@ def predict_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def visualize_augment_command(args: argparse.Namespace) -> int:
+    """What a config's augmentation makes of images: each entry alone, then all of them."""
+    from flaxcnn.tasks.augment_pictures import draw_policy
+    from flaxcnn.training.config_file import load_config
+
+    data = load_config(args.config).data
+    draw_policy(
+        args.out,
+        data.augment,
+        args.image,
+        image_size=data.image_size,
+        resize=data.resize,
+        channels=data.channels,
+        samples=args.samples,
+        seed=args.seed,
+        title=args.config,
+    )
+    print(args.out)
+    return 0
+
+
+def study_command(args: argparse.Namespace) -> int:
+    """Trains every case of a study with every seed, and writes its report."""
+    from flaxcnn.study import carry_out, plan_runs
+    from flaxcnn.study_report import write_report
+    from flaxcnn.training.config_file import run_file
+
+    file = Path(args.file)
+    study, text = run_file(file, "get_study")
+    suffix = "-quick" if args.quick else ""
+    workdir = Path(args.workdir or Path("runs", "studies", file.stem + suffix))
+    runs = plan_runs(study, workdir, quick=args.quick)
+    if not carry_out(runs):
+        print(f"stopped at a saved step; to go on, run the same command again ({workdir})")
+        return 0
+    command = f"flaxcnn study {args.file}{' --quick' if args.quick else ''}"
+    folder = Path(args.report or workdir)
+    path = write_report(study, runs, text or file.stem, command, folder, file.stem)
+    print(f"{path.read_text()}\nin {path.parent}: {file.stem}.md, .json and pictures")
+    return 0
+
+
 def reproduce_command(args: argparse.Namespace) -> int:
     """Trains 50 fixed steps and compares them, bit for bit, with what was recorded."""
     from flaxcnn.reproduce import reproduce
@@ -101,8 +172,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flaxcnn", description="Classic CNNs in JAX.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name, function):
-        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+    def add(name, function, group=commands):
+        command = group.add_parser(name, help=function.__doc__, description=function.__doc__)
         command.set_defaults(function=function)
         return command
 
@@ -113,6 +184,22 @@ def make_parser() -> argparse.ArgumentParser:
     command = add("evaluate", evaluate_command)
     _add_run_arguments(command)
     command.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    command.add_argument(
+        "--views",
+        metavar="LIST",
+        help="average over these views: flip, shift=PIXELS, crops=SIZE, separated by commas, in "
+        "order; or none (default: the config's data.views)",
+    )
+    command.add_argument(
+        "--image-size",
+        metavar="H,W",
+        help="bring the images to another size than the run's, if the network takes it",
+    )
+    command.add_argument(
+        "--resize",
+        choices=("crop", "stretch", "pad"),
+        help="how images reach their size (default: as the config says)",
+    )
 
     command = add("predict", predict_command)
     _add_run_arguments(command)
@@ -123,6 +210,21 @@ def make_parser() -> argparse.ArgumentParser:
         help="how images reach the run's size (default: as the config says)",
     )
     command.add_argument("images", nargs="+", metavar="IMAGE")
+
+    visualize = commands.add_parser("visualize", help="Pictures of what cannot be seen otherwise.")
+    kinds = visualize.add_subparsers(dest="kind", required=True, metavar="KIND")
+    command = add("augment", visualize_augment_command, kinds)
+    command.add_argument("--config", required=True, help="config file with data.augment")
+    command.add_argument("--image", required=True, nargs="+", help="image files, taken in turn")
+    command.add_argument("--out", default="augment.png", metavar="PNG", help="the picture")
+    command.add_argument("--samples", type=int, default=8, metavar="N", help="images in a row")
+    command.add_argument("--seed", type=int, default=0)
+
+    command = add("study", study_command)
+    command.add_argument("file", help="Python file whose get_study() returns a Study")
+    command.add_argument("--quick", action="store_true", help="the study's own short form")
+    command.add_argument("--workdir", help="folder of its runs (default: runs/studies/<name>)")
+    command.add_argument("--report", metavar="DIR", help="folder of the report (default: workdir)")
 
     command = add("reproduce", reproduce_command)
     command.add_argument(

@@ -70,6 +70,51 @@ def test_the_last_checkpoint_gives_the_result_of_training(workdir, run_command):
     assert "macro average" in finished.stdout
 
 
+def test_evaluate_with_views_and_at_another_size(workdir, capsys):
+    def evaluate(*arguments):
+        status = main(["evaluate", "--workdir", str(workdir), *arguments])
+        return status, *capsys.readouterr()
+
+    status, out, _ = evaluate("--views", "shift=1,flip", "--json")
+    with_views = json.loads(out)
+    assert status == 0 and with_views["views"] == [["shift", 1], ["flip"]]
+    plain = json.loads(evaluate("--views", "none", "--json")[1])
+    assert plain["views"] == [] and plain["image_size"] == [8, 8]
+    assert plain == json.loads(evaluate("--json")[1])
+    assert with_views["loss"] != plain["loss"]
+    status, out, _ = evaluate("--views", "flip", "--image-size", "8,8")
+    assert status == 0 and out.startswith("best checkpoint, step ")
+    assert "test split, 8x8 pixels, views flip\n" in out
+    for arguments, line in [
+        (["--views", "flip,shift=x"], "views[1] ('shift', 'x'): pixels must be a whole number"),
+        (["--views", "shift"], "views[0] ('shift',): the settings of shift are: pixels"),
+        (["--image-size", "160"], "--image-size must be HEIGHT,WIDTH, got '160'"),
+        (["--image-size", "160,160"], "image_size: the network cannot take 160x160x1 images: "),
+        (["--resize", "pad"], "resize needs image_size"),
+    ]:
+        status, _, said = evaluate(*arguments)
+        assert status == 2 and said.startswith(f"flaxcnn evaluate: {line}")
+        assert said.count("\n") == 1
+
+
+def test_visualize_augment_draws_a_config(capsys, tmp_path):
+    file, out = tmp_path / "photo.png", tmp_path / "a.png"
+    cv2.imwrite(str(file), np.full((40, 60, 3), (30, 200, 10), np.uint8))
+    (tmp_path / "config.py").write_text(
+        "from flaxcnn.training import Config, DataConfig\n"
+        "def get_config():\n"
+        "    return Config(data=DataConfig(augment=[['flip']], image_size=(8, 8), channels=1))\n"
+    )
+    command = ["visualize", "augment", "--image", str(file), "--out", str(out), "--config"]
+    assert main([*command, str(tmp_path / "config.py"), "--samples", "2"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    picture = cv2.imread(str(out)).astype(int)
+    assert (picture.max(-1) == picture.min(-1)).all()  # as the run would see it: grey
+    assert main([*command, str(ROOT / "configs" / "digits.py")]) == 2
+    said = capsys.readouterr().err
+    assert said == "flaxcnn visualize: there is nothing to draw: the config has no data.augment\n"
+
+
 def test_predict_names_real_digits(workdir, run_command, tmp_path):
     digits = load_digits()
     files = []

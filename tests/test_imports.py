@@ -19,7 +19,18 @@ ALLOWED = {
     "training": {"errors", "memory", "doctor", "tasks", "data", "models", "layers"},
     "doctor": {"errors"},
     "reproduce": {"errors", "doctor", "training"},
-    "cli": {"errors", "doctor", "reproduce", "training", "tasks", "models"},
+    "study": {"errors", "training"},
+    "study_report": {"study", "tasks", "training"},
+    "cli": {
+        "errors",
+        "doctor",
+        "reproduce",
+        "study",
+        "study_report",
+        "training",
+        "tasks",
+        "models",
+    },
     "__init__": {"models", "weights"},
 }
 # Each outside thing is known to one part only.

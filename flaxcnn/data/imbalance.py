@@ -28,7 +28,7 @@ def subsample(
     Raises UserError for an unknown class.
     """
     kept = np.ones(len(split), bool)
-    for label, share in _by_label("data.subsample", class_names, shares).items():
+    for label, share in by_label("data.subsample", class_names, shares).items():
         members = np.flatnonzero(split.labels == label)
         count = max(1, int(np.floor(len(members) * share + 0.5)))
         order = permutation(len(members), seed, purpose=_SUBSAMPLE, index=label)
@@ -83,7 +83,7 @@ def make_draws(
     """
     counts = np.bincount(labels, minlength=len(class_names))
     copies = np.ones(len(class_names), np.int64)
-    for label, extra in _by_label("data.expand", class_names, expand or {}).items():
+    for label, extra in by_label("data.expand", class_names, expand or {}).items():
         copies[label] += extra
     if sampler == "natural":
         draws = counts * copies
@@ -104,7 +104,8 @@ def _divide(total: int, weights: np.ndarray) -> np.ndarray:
     return np.diff(np.floor(ends / ends[-1] * total + 0.5), prepend=0.0).astype(np.int64)
 
 
-def _by_label(field: str, class_names: Sequence[str], values: Mapping[str, Any]) -> dict[int, Any]:
+def by_label(field: str, class_names: Sequence[str], values: Mapping[str, Any]) -> dict[int, Any]:
+    """`values` by label in the place of name. Raises UserError for an unknown class."""
     labels = {name: label for label, name in enumerate(class_names)}
     for name in values:
         if name not in labels:

@@ -1,5 +1,6 @@
 """The networks, one file per paper, and their registry."""
 
+from flaxcnn.models.airbench import Airbench
 from flaxcnn.models.alexnet import AlexNet
 from flaxcnn.models.bad_design import BadDesign, PyramidCNN
 from flaxcnn.models.bn_inception import BNInception
@@ -30,6 +31,7 @@ from flaxcnn.models.zfnet import ZFNet
 __all__ = [
     "MLP",
     "VGG",
+    "Airbench",
     "AlexNet",
     "BNInception",
     "BadDesign",

@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import (
+    airbench,
     alexnet,
     bad_design,
     bn_inception,
@@ -38,6 +39,7 @@ from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.variant import Variant
 
 FAMILIES = (
+    airbench,
     alexnet,
     bad_design,
     bn_inception,
@@ -99,7 +101,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 
     Every network takes `num_classes` (0: features in the place of logits), `dtype` (of the
     computation; parameters and logits stay float32) and `axis_name` (the `pmap` axis over which
-    batch statistics are global). Raises UserError for an unknown name or argument.
+    batch statistics are global); those from AlexNet on also `features_only` and `out_indices` (see
+    `Network`). Raises UserError for an unknown name or argument.
     """
     chosen = variant(name)
     fields = dataclasses.fields(chosen.network)  # pyright: ignore[reportArgumentType]

@@ -39,7 +39,7 @@ def draw_confusion_matrix(
     counts = count_confusions(labels, predictions, classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     cells = max(0.42 * classes, 2.0) if classes <= 20 else 7.0
-    figure = _make_figure(cells + 3.4, cells + 2.4)
+    figure = make_figure(cells + 3.4, cells + 2.4)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
@@ -64,7 +64,7 @@ def draw_confusion_matrix(
         for (row, column), count in np.ndenumerate(counts):
             color = "white" if shares[row, column] > 0.5 else "black" if count else "#BBBBBB"
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=size)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def choose_examples(
@@ -99,7 +99,7 @@ def draw_predictions(
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
     aspect = float(np.clip(images.shape[1] / images.shape[2], 0.3, 3.0))
-    figure = _make_figure(max(1.35 * columns, 5.0), (1.35 * aspect + 0.4) * rows + 0.7)
+    figure = make_figure(max(1.35 * columns, 5.0), (1.35 * aspect + 0.4) * rows + 0.7)
     figure.suptitle(
         (title or f"{(predictions != labels).sum()} of these {len(images)} images wrong")
         + "\nerrors in red; predicted class (its probability) over true class",
@@ -121,7 +121,7 @@ def draw_predictions(
         )
         if error:
             axes.spines[:].set(color=RED, linewidth=2)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -130,7 +130,7 @@ def draw_curves(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]])
     A row has `epoch` (a float, 1.0 after one pass), `split` ("train", "validation" or "test") and
     some of `loss`, `accuracy` and `learning_rate`. Rows without a number are left out.
     """
-    figure = _make_figure(13.0, 4.0)
+    figure = make_figure(13.0, 4.0)
     losses, accuracies, rates = figure.subplots(1, 3)
     for split in COLORS:
         of_split = [row for row in rows if row["split"] == split]
@@ -151,7 +151,7 @@ def draw_curves(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]])
     for axes in (losses, accuracies):
         if axes.lines:
             axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot(
@@ -167,14 +167,15 @@ def _plot(
     axes.plot(x, y, style, color=COLORS[split], markersize=4, linewidth=1.5, label=split)
 
 
-def _make_figure(width: float, height: float) -> "Figure":
+def make_figure(width: float, height: float) -> "Figure":
     """A figure of so many inches that no window system knows about."""
     from matplotlib.figure import Figure
 
     return Figure((width, height), dpi=DPI, layout="constrained")
 
 
-def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Writes a PNG file, whole or not at all."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcnn.data.augment import freeze_policy, read_policy
+from flaxcnn.data.augment import freeze_policy, read_policy, read_views
 from flaxcnn.errors import UserError
 
 
@@ -50,6 +50,8 @@ class DataConfig:
     resident_limit: int = 2**31  # bytes of uint8 images up to which "auto" is "resident"
     workers: int = 2  # processes that load images for the streaming feeder; 0: none
     augment: tuple[Any, ...] = ()  # of the training images: (("flip",), ("rotate", 15)), in order
+    augment_classes: tuple[str, ...] = ()  # only of the images of these; () is all classes
+    views: tuple[Any, ...] = ()  # over which the final test averages: (("shift", 1), ("flip",))
     subsample: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: share kept}
     expand: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: extra copies}
     sampler: str = "natural"  # classes of an epoch: "balanced", "sqrt" (of images), "repeat_factor"
@@ -92,6 +94,9 @@ class OptimizerConfig:
     clip_adaptive: float = 0.0  # unit-wise, relative to the weights (Brock 2021)
     accumulate: int = 1  # micro-batches per update; must divide the batch size
     ema_decay: float = 0.0  # 0 keeps no average; evaluation uses the average where there is one
+    bias_rate: float = 1.0  # learning rate of biases, as a multiple of the others'
+    lookahead_every: int = 0  # steps after which weights go back to a slow copy; 0: never
+    lookahead_decay: float = 0.95  # how much of that copy is kept, per step, at the end
 
     def __post_init__(self):
         self.kwargs = ConfigDict(dict(self.kwargs))
@@ -142,6 +147,7 @@ _AT_LEAST = {
     "data.eval_batch_size": 1,
     "data.workers": 0,
     "optimizer.accumulate": 1,
+    "optimizer.lookahead_every": 0,
     "checkpoint.every_steps": 0,
     "checkpoint.keep_last": 1,
     "checkpoint.keep_best": 0,
@@ -215,8 +221,9 @@ def validate(config: Config) -> None:
     if not isinstance(config, Config):
         raise UserError(f"get_config() must return a flaxcnn Config, got {type(config).__name__}")
     config.data.augment = freeze_policy(config.data.augment)
+    config.data.views = freeze_policy(config.data.views)
     _check_types(config, Config(), "")
-    read_policy(config.data.augment)
+    _check_augment(config.data)
     values = dict(fields(config))
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
@@ -236,6 +243,14 @@ def validate(config: Config) -> None:
         json.dumps(to_dict(config))
     except TypeError as error:
         raise UserError(f"the config must hold plain values only: {error}") from error
+
+
+def _check_augment(data: DataConfig) -> None:
+    data.augment_classes = tuple(map(str, data.augment_classes))  # 0, 1, ... may be numbers
+    if data.augment_classes and not data.augment:
+        raise UserError("data.augment_classes says for which classes data.augment is: give that")
+    read_policy(data.augment, by_class=bool(data.augment_classes))
+    read_views(data.views)
 
 
 def _check_imbalance(data: DataConfig, loss: LossConfig) -> None:
@@ -275,10 +290,13 @@ def _check_types(config: Any, default: Any, prefix: str) -> None:
             )
         if dataclasses.is_dataclass(value):
             _check_types(value, expected, f"{name}.")
-        elif name == "data.augment":
-            continue  # `read_policy` knows it better
-        elif isinstance(value, tuple) and not all(isinstance(v, int | float) for v in value):
-            raise UserError(f"{name} must hold numbers only, got {value!r}")
+        elif name in ("data.augment", "data.views"):
+            continue  # `read_policy` and `read_views` know them better
+        elif isinstance(value, tuple):
+            names = name == "data.augment_classes"
+            if not all(isinstance(v, int | str if names else int | float) for v in value):
+                kind = "names" if names else "numbers"
+                raise UserError(f"{name} must hold {kind} only, got {value!r}")
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:

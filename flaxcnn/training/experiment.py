@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flaxcnn.data.augment import Augment, make_augment, read_policy
+from flaxcnn.data.augment import (
+    Augment,
+    View,
+    augmented_shape,
+    make_augment,
+    read_views,
+    viewed_shape,
+)
 from flaxcnn.data.feeders import EvalPlan, Resident, Streaming, TrainPlan
-from flaxcnn.data.imbalance import Draws, make_draws, subsample
+from flaxcnn.data.imbalance import Draws, by_label, make_draws, subsample
 from flaxcnn.data.sources import Dataset, compute_normalization, load_dataset
 from flaxcnn.data.splits import ArraySplit, Split
 from flaxcnn.models.registry import create_model
@@ -24,13 +32,20 @@ from flaxcnn.training.optim import make_optimizer
 from flaxcnn.training.schedules import make_schedule
 from flaxcnn.training.sharding import check_divisible, make_parallel
 from flaxcnn.training.state import TrainState, make_state
-from flaxcnn.training.step import make_eval_call, make_preprocess, make_train_call, make_train_step
+from flaxcnn.training.step import (
+    check_takes,
+    make_eval_call,
+    make_preprocess,
+    make_train_call,
+    make_train_step,
+)
 from flaxcnn.training.workdir import Workdir
 
 # Multiply-adds per second that a call is planned with, for about half a second of work. Fixed
 # numbers and no clock: the steps per call decide the bits of the result.
 _PLANNED_RATE = {"cpu": 2e10, "gpu": 2e13, "tpu": 2e13}
 _STREAMED_BYTES_PER_CALL = 2**26
+_INITIAL_IMAGES = 5000  # that a network with `initialize_from` sees (Jordan 2024, section 3.2)
 
 
 @dataclasses.dataclass
@@ -105,7 +120,7 @@ class Experiment:
     @cached_property
     def tx(self) -> optax.GradientTransformation:
         """The optimizer."""
-        return make_optimizer(self.config.optimizer, self.schedule)
+        return make_optimizer(self.config.optimizer, self.schedule, self.plan.total_steps)
 
     @cached_property
     def preprocess(self):
@@ -113,17 +128,30 @@ class Experiment:
         return make_preprocess(self.facts.mean, self.facts.std)
 
     def initial_state(self) -> TrainState:
-        """The run at step 0, a pure function of the config's seed."""
-        return self._make_state(self.model, self.tx)
+        """The run at step 0, a function of the config and the training split's first images."""
+        initialize_from = getattr(self.model, "initialize_from", None)
+        if initialize_from is None:
+            return self._make_state(self.model, self.tx)
+        train = self.dataset.splits["train"]
+        images, _ = train.load(np.arange(min(len(train), _INITIAL_IMAGES)))
+        images = self.preprocess(jnp.asarray(images))
+        initialize = functools.partial(initialize_from, images=images)
+        return self._make_state(self.model, self.tx, initialize)
 
     def abstract_state(self) -> TrainState:
         """Shapes and types of the state."""
         # The parts are made out here: what is cached must not hold values of a trace.
         return jax.eval_shape(functools.partial(self._make_state, self.model, self.tx))
 
-    def _make_state(self, model: nn.Module, tx: optax.GradientTransformation) -> TrainState:
+    def _make_state(
+        self,
+        model: nn.Module,
+        tx: optax.GradientTransformation,
+        initialize: Callable[[Any], Any] | None = None,
+    ) -> TrainState:
         seed, ema = self.config.seed, self.config.optimizer.ema_decay > 0
-        return make_state(model, tx, self.facts.image_shape, seed=seed, ema=ema)
+        shape = self.facts.image_shape
+        return make_state(model, tx, shape, seed=seed, ema=ema, initialize=initialize)
 
     def feeder(self, split: Split) -> Resident | Streaming:
         """The split on the device, or streamed where it was too large to be kept in memory."""
@@ -149,21 +177,25 @@ class Experiment:
         return self.parallel.compile_train(make_train_call(step, feeder.batch))
 
     def _make_augment(self) -> Augment | None:
-        policy = self.config.data.augment
-        if not policy:
+        data, shape = self.config.data, self.facts.image_shape
+        if not data.augment:
             return None
-        shape, steps = self.facts.image_shape, self.plan.steps_per_epoch
-        return make_augment(policy, shape, steps, self.parallel.axis_name)
+        classes = _augment_labels(self.config, self.facts.class_names)
+        steps, axis = self.plan.steps_per_epoch, self.parallel.axis_name
+        return make_augment(data.augment, shape, steps, axis, classes=classes)
 
-    def evaluator(self, split: Split) -> "Evaluator":
+    def evaluator(self, split: Split, views: Sequence[View] = ()) -> "Evaluator":
         """Exact evaluation on `split`."""
-        return Evaluator(self, split)
+        return Evaluator(self, split, views)
 
 
 class Evaluator:
-    """Runs a network over one split: every example once, the last batch padded and masked."""
+    """Runs a network over one split: every example once, the last batch padded and masked.
 
-    def __init__(self, experiment: Experiment, split: Split):
+    With `views`, once in each of them: the logits are averaged.
+    """
+
+    def __init__(self, experiment: Experiment, split: Split, views: Sequence[View] = ()):
         config, self._parallel = experiment.config, experiment.parallel
         self._feeder = experiment.feeder(split)
         self._examples = len(split)
@@ -173,7 +205,7 @@ class Evaluator:
         self._arrays = self._parallel.replicate(self._feeder.arrays)
         self._call = self._parallel.compile_eval(
             make_eval_call(
-                experiment.model, experiment.task, experiment.preprocess, self._feeder.batch
+                experiment.model, experiment.task, experiment.preprocess, self._feeder.batch, views
             )
         )
 
@@ -243,6 +275,12 @@ def _make_draws(config: Config, dataset: Dataset) -> Draws:
     )
 
 
+def _augment_labels(config: Config, class_names: Sequence[str]) -> list[int]:
+    """The labels of `data.augment_classes`. Raises UserError for an unknown class."""
+    names = config.data.augment_classes
+    return list(by_label("data.augment_classes", class_names, dict.fromkeys(names)))
+
+
 def make_experiment(config: Config, workdir: Workdir) -> Experiment:
     """The run of `workdir`: its facts are found on the first start and read on later ones.
 
@@ -251,7 +289,8 @@ def make_experiment(config: Config, workdir: Workdir) -> Experiment:
     if workdir.has("run"):
         return Experiment(config, Facts(**workdir.read("run")), load_data(config))
     # The optimizer's mistakes are told before a large data set is read; any epoch length will do.
-    make_optimizer(config.optimizer, make_schedule(config.optimizer, 1000, config.epochs))
+    schedule = make_schedule(config.optimizer, 1000, config.epochs)
+    make_optimizer(config.optimizer, schedule, 1000 * config.epochs)
     dataset = load_data(config)
     experiment = Experiment(config, find_facts(config, dataset), dataset)
     _ = experiment.plan  # refuses a batch larger than the split
@@ -266,14 +305,19 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
     batch = config.data.batch_size
     check_divisible("data.batch_size", batch, parallel.num_devices, config.optimizer.accumulate)
     check_divisible("data.eval_batch_size", config.data.eval_batch_size, parallel.num_devices)
-    read_policy(config.data.augment, channels=dataset.image_shape[-1])
+    seen = augmented_shape(config.data.augment, dataset.image_shape)
+    viewed = viewed_shape(read_views(config.data.views, dataset.image_shape), dataset.image_shape)
+    _augment_labels(config, dataset.class_names)
     draws = _make_draws(config, dataset)
     task = make_task(config, list(dataset.class_names))
     model = make_model(config, list(dataset.class_names), None)
     state = jax.eval_shape(
         lambda: make_state(model, optax.identity(), dataset.image_shape, seed=0, ema=False)
     )
-    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    for field, shape in (("data.augment", seen), ("data.views", viewed)):
+        if shape != dataset.image_shape:
+            check_takes(model, state.variables, shape, field)
+    images = jax.ShapeDtypeStruct((1, *seen), jnp.float32)
     forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
     traced = forward.trace(state.variables, images)
     task.check_outputs(traced.out_info.shape[-1])

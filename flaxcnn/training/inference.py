@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from flaxcnn.data.augment import read_views, viewed_shape
 from flaxcnn.data.images import read_image
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.classification import Classification
@@ -17,7 +18,7 @@ from flaxcnn.training.config import Config
 from flaxcnn.training.experiment import Experiment, Facts, load_data, make_model, make_task
 from flaxcnn.training.optim import make_optimizer
 from flaxcnn.training.state import make_state
-from flaxcnn.training.step import make_preprocess
+from flaxcnn.training.step import check_takes, make_forward, make_preprocess
 from flaxcnn.training.workdir import Workdir
 
 
@@ -33,13 +34,18 @@ class TrainedRun:
     variables: Any
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, C] of the run's own shape -> float32 [N, classes]."""
+        """uint8 [N, H, W, C] of the run's own shape -> float32 [N, classes].
+
+        Over the config's `data.views`, if it has any: an image is judged as the run's own test
+        images were, whose accuracy is in result.json.
+        """
         preprocess = make_preprocess(self.facts.mean, self.facts.std)
+        views = read_views(self.config.data.views, self.facts.image_shape)
+        logits = make_forward(self.model, preprocess, views)
 
         @jax.jit
         def forward(variables, images):
-            logits: Any = self.model.apply(variables, preprocess(images), train=False)
-            return self.task.probabilities(logits)
+            return self.task.probabilities(logits(variables, images))
 
         return np.asarray(forward(self.variables, images))
 
@@ -62,17 +68,49 @@ class TrainedRun:
             images.append(image)
         return np.stack(images)
 
-    def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    def evaluate(
+        self,
+        split: str,
+        *,
+        views: Sequence[Sequence[Any]] | None = None,
+        image_size: Sequence[int] = (),
+        resize: str | None = None,
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Exact metrics and per-example predictions on a split of the run's data set.
 
-        Raises UserError if the set has no such split.
+        `views` stand in the place of the config's `data.views`, () for none of them. With
+        `image_size` (height, width) images are brought to that size instead of the run's, by
+        `resize` or as the config says (Touvron 2019); the normalisation stays the run's.
+        Raises UserError if the set has no such split, or if the network cannot take the size.
         """
-        experiment = Experiment(self.config, self.facts, load_data(self.config))
+        config, shape = self._resized(tuple(image_size), resize)
+        field = "data.views" if views is None else "views"
+        chosen = read_views(config.data.views if views is None else views, shape, field)
+        for name, seen in (("image_size", shape), (field, viewed_shape(chosen, shape))):
+            if seen != tuple(self.facts.image_shape):
+                check_takes(self.model, self.variables, seen, name)
+        facts = dataclasses.replace(self.facts, image_shape=list(shape))
+        experiment = Experiment(config, facts, load_data(config))
         splits = experiment.dataset.splits
         if split not in splits:
             raise UserError(f"{self.config.data.source} has no {split} split: {', '.join(splits)}")
         variables = experiment.parallel.replicate(self.variables)
-        return experiment.evaluator(splits[split])(variables)
+        return experiment.evaluator(splits[split], chosen)(variables)
+
+    def _resized(
+        self, image_size: tuple[int, ...], resize: str | None
+    ) -> tuple[Config, tuple[int, ...]]:
+        """The config with images of another size, and their shape (height, width, channels)."""
+        data, shape = self.config.data, tuple(self.facts.image_shape)
+        if image_size:
+            if len(image_size) != 2 or min(image_size) < 1:
+                raise UserError(f"image_size must be (height, width), got {image_size}")
+            data, shape = dataclasses.replace(data, image_size=image_size), (*image_size, shape[2])
+        if resize:
+            if not data.image_size:
+                raise UserError("resize needs image_size: the run's images have their own size")
+            data = dataclasses.replace(data, resize=resize)
+        return dataclasses.replace(self.config, data=data), shape
 
 
 def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
@@ -88,7 +126,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
     if step is None:
         raise UserError(f"{path} has no checkpoint yet")
     model = make_model(config, facts.class_names, None)
-    tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
+    tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate, 1)
     abstract = jax.eval_shape(
         lambda: make_state(
             model,

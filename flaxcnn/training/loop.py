@@ -1,4 +1,4 @@
-"""The training loop: `run(config, workdir)` starts a run, or goes on with the one in the folder."""
+"""The training loop: starts the run of a config in a folder, or goes on with the one there."""
 
 import contextlib
 import signal
@@ -24,10 +24,24 @@ from flaxcnn.training.workdir import Workdir
 
 
 def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
+    """Trains `config` in the folder `workdir` as `train` does, and prints the result."""
+    folder = Workdir(workdir)
+    finished = folder.has("result")
+    result = train(config, workdir)
+    if result is None:
+        print(f"stopped at a saved step; to go on, run the same command again ({folder.path})")
+        return None
+    if finished:
+        print(f"{folder.path} holds this run, finished; its result:")
+    print_result(folder)
+    return result
+
+
+def train(config: Config, workdir: str | Path) -> dict[str, Any] | None:
     """Trains `config` in the folder `workdir`, from where the run in it stopped.
 
     Returns what is in result.json, or None if a SIGTERM or Ctrl-C asked the run to stop: it is
-    then saved. A finished run only prints its result again.
+    then saved. A finished run is left as it is.
     Raises UserError for what the user has to change: a wrong field, missing data, a folder that
     belongs to another config, a full disk, a loss that is no longer finite.
     """
@@ -36,8 +50,6 @@ def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
     folder = Workdir(workdir)
     with folder.claim(config), _StopSignal() as stop:
         if folder.has("result"):
-            print(f"{folder.path} holds this run, finished; its result:")
-            print_result(folder)
             return folder.read("result")
         for warning in doctor.warnings():
             print(f"WARNING: {warning}", file=sys.stderr)
@@ -48,14 +60,12 @@ def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
             folder.checkpoints, keep.keep_last, keep.keep_best, config.monitor
         )
         try:
-            state = _train(experiment, folder, checkpoints, stop)
+            state = _advance(experiment, folder, checkpoints, stop)
         finally:
             checkpoints.close()
         if state is None:
-            print(f"stopped at a saved step; to go on, run the same command again ({folder.path})")
             return None
         report_run(experiment, folder, state)
-        print_result(folder)
         return folder.read("result")
 
 
@@ -86,7 +96,7 @@ class _StopSignal:
         self._restore()
 
 
-def _train(
+def _advance(
     experiment: Experiment, folder: Workdir, checkpoints: Checkpoints, stop: _StopSignal
 ) -> TrainState | None:
     """The final state, or None when stopped by a signal (the state is then saved)."""

@@ -1,15 +1,17 @@
-"""Update rules by name: clipping, weight decay of kernels only, and the optax optimizer.
+"""Update rules by name: clipping, weight decay of kernels only, the optax optimizer, lookahead.
 
 Clipping comes first, in the order value, global norm, adaptive; then the optimizer, which weighs
-in the decay. A gradient is thus clipped before weight decay is added to it, as in PyTorch.
+in the decay. A gradient is thus clipped before weight decay is added to it, as in PyTorch. Last
+come what biases learn faster, and lookahead.
 """
 
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -19,11 +21,15 @@ from flaxcnn.training.config import OptimizerConfig
 
 def kernel_mask(params: Any) -> Any:
     """A tree of bools: True where a parameter is called `kernel`, so for no bias and no norm."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _is_kernel(path), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) == "kernel", params)
 
 
-def _is_kernel(path: jax.tree_util.KeyPath) -> bool:
-    return jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+def _bias_mask(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) == "bias", params)
+
+
+def _name(path: jax.tree_util.KeyPath) -> str:
+    return jax.tree_util.keystr(path[-1:], simple=True)
 
 
 def _muon_matrices(params: Any) -> Any:
@@ -34,7 +40,7 @@ def _muon_matrices(params: Any) -> Any:
     """
 
     def to_matrix(path, param):
-        if not _is_kernel(path) or param.ndim < 2:
+        if _name(path) != "kernel" or param.ndim < 2:
             return None
         return contrib.MuonDimensionNumbers(tuple(range(param.ndim - 1)), param.ndim - 1)
 
@@ -80,22 +86,18 @@ _RULES = {
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule, total_steps: int
 ) -> optax.GradientTransformation:
-    """The update rule of `config` with learning rates from `schedule`.
+    """The update rule of `config` for a run of `total_steps`, with learning rates from `schedule`.
 
     Weight decay applies to kernels only. adamw, lamb, lion and muon decay the weights themselves
     by learning rate x `weight_decay` (Loshchilov 2019), lars within its trust ratio (You 2017); in
     all others it is added to the gradient before momentum. `update` needs the parameters.
 
     Raises:
-        UserError: an unknown name or argument, or a negative setting.
+        UserError: an unknown name or argument, or a setting out of range.
     """
-    if config.name not in _RULES:
-        raise UserError(f"optimizer.name={config.name!r}: must be one of {', '.join(_RULES)}")
-    for field in ("weight_decay", "clip_value", "clip_norm", "clip_adaptive"):
-        if not getattr(config, field) >= 0.0:
-            raise UserError(f"optimizer.{field}={getattr(config, field)}: must not be negative")
+    _check_fields(config)
     rule = _RULES[config.name]
     arguments = rule.arguments | _check_kwargs(config, rule)
     chain = []
@@ -110,7 +112,69 @@ def make_optimizer(
         arguments |= {"weight_decay": config.weight_decay, rule.decay_mask: kernel_mask}
     elif config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=kernel_mask))
-    return optax.chain(*chain, rule.make(schedule, **arguments))
+    chain.append(rule.make(schedule, **arguments))
+    if config.bias_rate != 1.0:
+        chain.append(optax.masked(optax.scale(config.bias_rate), _bias_mask))
+    tx = optax.chain(*chain)
+    if config.lookahead_every:
+        tx = _lookahead(tx, config.lookahead_every, config.lookahead_decay, total_steps)
+    return tx
+
+
+class _Lookahead(NamedTuple):
+    """Updates done, the slow weights, and the state of the optimizer that is wrapped."""
+
+    step: jax.Array  # int32 []
+    slow: Any
+    fast: optax.OptState
+
+
+def _lookahead(
+    tx: optax.GradientTransformation, every: int, decay: float, total_steps: int
+) -> optax.GradientTransformation:
+    """Takes the weights that `tx` moves back to a slow copy after `every` steps, and at the end.
+
+    The copy first moves towards them, and keeps the share decay^every (step / total_steps)^3 of
+    where it was: nothing at the start, where it follows them. Zhang 2019, Algorithm 1, with the
+    share of Jordan 2024 (arXiv:2404.00498), section 3.4. The optimizer's own state is not reset.
+    """
+
+    def init(params: Any) -> _Lookahead:
+        # A copy: the step donates its state, and one buffer cannot be donated twice.
+        return _Lookahead(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, _Lookahead]:
+        updates, inner = tx.update(updates, state.fast, params)
+        step = state.step + 1
+        due = (step % every == 0) | (step == total_steps)
+        kept = decay**every * (step / total_steps) ** 3
+
+        def move(slow: jax.Array, param: jax.Array, change: jax.Array) -> jax.Array:
+            return jnp.where(due, kept * slow + (1 - kept) * (param + change), slow)
+
+        slow = jax.tree.map(move, state.slow, params, updates)
+        updates = jax.tree.map(
+            lambda change, copy, param: jnp.where(due, copy - param, change), updates, slow, params
+        )
+        return updates, _Lookahead(step, slow, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _check_fields(config: OptimizerConfig) -> None:
+    """Raises UserError for an unknown name and for a setting out of range."""
+    if config.name not in _RULES:
+        raise UserError(f"optimizer.name={config.name!r}: must be one of {', '.join(_RULES)}")
+    for field in ("weight_decay", "clip_value", "clip_norm", "clip_adaptive", "bias_rate"):
+        if not getattr(config, field) >= 0.0:
+            raise UserError(f"optimizer.{field}={getattr(config, field)}: must not be negative")
+    if not 0.0 <= config.lookahead_decay <= 1.0:
+        raise UserError(f"optimizer.lookahead_decay={config.lookahead_decay}: must be in 0..1")
+    if config.lookahead_every and config.schedule == "plateau":
+        raise UserError(
+            "optimizer.lookahead_every: cannot be combined with schedule='plateau', which would "
+            "scale the way back to the slow weights too"
+        )
 
 
 def _check_kwargs(config: OptimizerConfig, rule: _Rule) -> dict[str, Any]:

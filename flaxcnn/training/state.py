@@ -1,7 +1,7 @@
 """All that a run is at one step: arrays only, so one call saves it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -43,8 +43,12 @@ def make_state(
     *,
     seed: int,
     ema: bool,
+    initialize: Callable[[Any], Any] | None = None,
 ) -> TrainState:
-    """A run at step 0. Raises UserError if the network cannot take `image_shape` (H, W, C)."""
+    """A run at step 0; `initialize` changes the variables that the network starts with.
+
+    Raises UserError if the network cannot take `image_shape` (H, W, C).
+    """
     root_key = jax.random.key(seed)
     init_key, noise_key = jax.random.split(root_key)
     images = jnp.zeros((1, *image_shape), jnp.float32)
@@ -57,6 +61,8 @@ def make_state(
         shape = "x".join(map(str, image_shape))
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"model.name: the network cannot take {shape} images: {reason}") from error
+    if initialize is not None:
+        variables = initialize(variables)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

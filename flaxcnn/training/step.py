@@ -5,7 +5,7 @@ split, or nothing), and `items`, with leading axes [K, batch]: indices into `arr
 and labels themselves. `take(arrays, item)` makes a batch of one item.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxcnn.data.augment import Augment, for_labels
+from flaxcnn.data.augment import Augment, View, average_over, for_labels
+from flaxcnn.errors import UserError
 from flaxcnn.models.network import Outputs
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.state import TrainState
@@ -153,23 +154,67 @@ def make_train_call(train_step: Callable, take: Callable) -> Callable:
     return train_call
 
 
+def make_forward(
+    model: nn.Module, preprocess: Callable[[jax.Array], jax.Array], views: Sequence[View] = ()
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """(variables, images uint8 [N, H, W, C]) -> logits float32 [N, outputs], for evaluation.
+
+    With `views` their average, see `flaxcnn.data.augment.views`.
+    """
+
+    def forward(variables, images):
+        def apply(images) -> Any:
+            return model.apply(variables, images, train=False)
+
+        return average_over(views, apply)(preprocess(images))
+
+    return forward
+
+
+def check_takes(model: nn.Module, variables: Any, image_shape: Sequence[int], field: str) -> None:
+    """Raises UserError naming `field` if a network with these variables cannot take `image_shape`.
+
+    It traces, and computes nothing; `variables` may be shapes. (H, W, C) is not what it takes where
+    a parameter would need another shape: a dense one after flattening, or the first kernel.
+    """
+    shape = "x".join(map(str, image_shape))
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    try:
+        needed = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    except (TypeError, UserError, ValueError, ZeroDivisionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{field}: the network cannot take {shape} images: {reason}") from error
+    leaves = jax.tree.leaves(variables["params"])
+    paths = jax.tree_util.tree_leaves_with_path(needed["params"])
+    for (path, new), old in zip(paths, leaves, strict=True):
+        if new.shape != old.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"{field}: the network cannot take {shape} images: {name} would have to be "
+                f"{'x'.join(map(str, new.shape))}, and is {'x'.join(map(str, old.shape))}"
+            )
+
+
 def make_eval_call(
     model: nn.Module,
     task: Classification,
     preprocess: Callable[[jax.Array], jax.Array],
     take: Callable,
+    views: Sequence[View] = (),
 ) -> Callable:
     """K batches: (variables, arrays, (items, mask) [K, batch]) -> per-example [K, batch] outputs.
 
     The outputs are the task's metrics, each times the mask (0 for padding), and the predicted
-    `label` and its `probability`. Sums are left to the host, which adds them in float64.
+    `label` and its `probability`. Sums are left to the host, which adds them in float64. With
+    `views` all of them are of the logits' average over the views.
     """
+    forward = make_forward(model, preprocess, views)
 
     def eval_call(variables, arrays, items_and_mask):
         def body(_, item_and_mask):
             item, mask = item_and_mask
             images, labels = take(arrays, item)
-            logits: Any = model.apply(variables, preprocess(images), train=False)
+            logits: Any = forward(variables, images)
             metrics = jax.tree.map(lambda m: m * mask, task.metrics(logits, labels))
             predicted, probability = task.predict(logits)
             return None, metrics | {

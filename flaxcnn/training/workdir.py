@@ -1,8 +1,9 @@
 """The folder of one run: what it holds, and whether a command may go on in it.
 
 config.json (what was asked for), run.json (what was found: classes, normalisation, steps per
-call), environment.json, metrics.jsonl, TensorBoard events, checkpoints/, and at the end result.json
-and the pictures. JSON files appear whole or not at all.
+call), environment.json, metrics.jsonl, TensorBoard events, checkpoints/, and at the end
+predictions.npz (true_label, label and probability of every example), the pictures and result.json.
+JSON files appear whole or not at all.
 """
 
 import errno
@@ -28,6 +29,7 @@ class Workdir:
         self.curves = self.path / "curves.png"
         self.confusion_matrix = self.path / "confusion_matrix.png"
         self.predictions = self.path / "predictions.png"
+        self.examples = self.path / "predictions.npz"
 
     @contextmanager
     def claim(self, config: Config) -> Iterator[None]:

@@ -51,6 +51,7 @@ ENTRIES = [
     ("autoaugment", "cifar10"),
     ("mixup", 0.3),
     ("cutmix",),
+    ("resize", 12, 10),  # bits and values: test_augment_pipeline.py
 ]
 
 

@@ -31,6 +31,9 @@ each_row = pytest.mark.parametrize("name", sorted(TABLE))
 
 # Networks without a public implementation, each with a forward pass in NumPy in the file named.
 IN_NUMPY = {
+    "airbench94": "test_airbench",
+    "airbench95": "test_airbench",
+    "airbench96": "test_airbench",
     "alexnet_2012_2group": "test_alexnet",
     "alexnet_ungrouped": "test_alexnet",
     "bad_design_840m": "test_bad_design",

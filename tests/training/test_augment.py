@@ -1,5 +1,7 @@
 """Augmentation inside the engine: the step, a run that stops and goes on, a wrong config."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from flaxcnn.errors import UserError
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, run
 from flaxcnn.training.config import from_dict, to_dict, validate
+from flaxcnn.training.experiment import Experiment, find_facts, load_data
 from flaxcnn.training.step import make_preprocess
 
 POLICY = [("crop", 1, {"fill": 0.0}), ("rotate", 15), ("random_erasing", 0.25), ("mixup", 0.2)]
@@ -23,12 +26,14 @@ def make_config(**data) -> Config:
 
 
 def test_a_policy_is_plain_data():
-    config = make_config(augment=POLICY)
+    config = make_config(augment=POLICY[:3], augment_classes=(8, "9"), views=[["shift", 1]])
     validate(config)
-    restored = from_dict(to_dict(config))
+    restored = from_dict(json.loads(json.dumps(to_dict(config))))
     validate(restored)
-    assert restored.data.augment == config.data.augment
+    assert restored == config
     assert config.data.augment[1] == ("rotate", 15)
+    assert config.data.augment_classes == ("8", "9")
+    assert config.data.views == (("shift", 1),)
 
 
 def test_a_wrong_entry_ends_a_run_before_it_starts(tmp_path):
@@ -74,3 +79,44 @@ def test_a_run_with_a_policy_learns_and_goes_on_to_the_same_bits(tmp_path, monke
     assert lines[0] == lines[1]
     plain = run(make_config(), tmp_path / "plain")  # the policy does something
     assert plain is not None and plain != whole
+
+
+def make_experiment(**data) -> Experiment:
+    config = make_config(**data)
+    validate(config)
+    dataset = load_data(config)
+    return Experiment(config, find_facts(config, dataset), dataset)
+
+
+def test_nine_augmented_copies_of_the_images_of_scarce_classes():
+    experiment = make_experiment(
+        subsample={8: 0.05, 9: 0.05},
+        expand={8: 9, 9: 9},
+        augment=[("rotate", 30), ("translate", 0.2)],
+        augment_classes=(8, "9"),  # a number will do, as in the other fields
+    )
+    augment, train = experiment._make_augment(), experiment.dataset.splits["train"]
+    assert augment is not None
+    augment = jax.jit(augment)
+    seen: dict[int, list] = {}
+    batches = np.concatenate(list(experiment.plan))[: experiment.plan.steps_per_epoch]
+    for step, indices in enumerate(batches):
+        images, labels = train.load(indices)
+        changed, _ = augment(jax.random.key(0), step, images, labels)
+        for index, image in zip(indices, np.asarray(changed), strict=True):
+            seen.setdefault(int(index), []).append(image)
+    scarce = np.isin(train.labels, [8, 9])
+    assert 10 < scarce.sum() < 20
+    for index, shown in seen.items():
+        plain = train.images[index] / 255
+        if scarce[index]:
+            assert 7 < len(shown) <= 10  # an epoch's last, incomplete batch is dropped
+            assert len(np.unique(np.stack(shown), axis=0)) == len(shown)
+            assert min(np.abs(image - plain).max() for image in shown) > 0.01
+        else:
+            np.testing.assert_allclose(shown, plain[None], atol=1e-7)
+
+
+def test_unknown_classes_to_augment_are_refused():
+    with pytest.raises(UserError, match="^data.augment_classes: there is no class 'ten'; the cl"):
+        make_experiment(augment=[("flip",)], augment_classes=("ten",))

@@ -38,7 +38,13 @@ def test_the_defaults_are_valid_and_plain_kwargs_are_taken():
         ("data.batch_size", "64", "data.batch_size must be int, got str '64'"),
         ("data.image_size", ("a",), "data.image_size must hold numbers only, got ('a',)"),
         ("optimizer.accumulate", 5, "optimizer.accumulate must divide data.batch_size: 5 does not"),
+        ("optimizer.lookahead_every", -1, "optimizer.lookahead_every must be at least 0, got -1"),
         ("optimizer.ema_decay", 1.0, "optimizer.ema_decay must be in [0, 1), got 1.0"),
+        ("data.views", (("flop",),), "data.views[0] ('flop',): there is no flop; there are crops"),
+        ("data.views", 3, "data.views must be tuple, got int 3"),
+        ("data.augment_classes", (1.5,), "data.augment_classes must hold names only, got (1.5,)"),
+        ("data.augment_classes", "cat", "data.augment_classes must be tuple, got str 'cat'"),
+        ("data.augment_classes", ("cat",), "data.augment_classes says for which classes data.aug"),
         ("data.sampler", "even", "data.sampler must be one of natural, balanced, sqrt, repeat_fac"),
         ("data.repeat_threshold", 0.0, "data.repeat_threshold must be in (0, 1], got 0.0"),
         ("data.subsample", ConfigDict({"cat": 0.0}), "data.subsample.cat must be a share in (0, 1"),
@@ -75,6 +81,13 @@ def test_numbers_serve_as_names_of_classes():
 def test_copies_and_a_sampler_exclude_each_other():
     data = DataConfig(expand={"cat": 9}, sampler="balanced")
     with pytest.raises(UserError, match=r"^data\.expand and data\.sampler='balanced' both say"):
+        validate(Config(data=data))
+
+
+def test_augmentation_of_some_classes_leaves_out_what_concerns_all():
+    data = DataConfig(augment=(("flip",), ("mixup", 0.2)), augment_classes=("cat",))
+    line = r"^data\.augment\[1\] \('mixup', 0\.2\): cannot be for data\.augment_classes only"
+    with pytest.raises(UserError, match=line):
         validate(Config(data=data))
 
 

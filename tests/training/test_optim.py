@@ -48,7 +48,7 @@ def to_jax(tree):
 def updates(gradients, name="sgd", kwargs=None, **fields):
     """The updates after these gradients, each at PARAMS."""
     config = OptimizerConfig(name=name, kwargs=ConfigDict(kwargs or {}), **fields)
-    tx = make_optimizer(config, optax.constant_schedule(RATE))
+    tx = make_optimizer(config, optax.constant_schedule(RATE), len(gradients))
     params = to_jax(PARAMS)
     state, result = jax.jit(tx.init)(params), []
     step = jax.jit(tx.update)
@@ -155,7 +155,8 @@ def test_a_quadratic_decreases(name):
 
     rate = {"adagrad": 0.2, "muon": 0.1}.get(name, 0.02)
     kwargs = ConfigDict({"trust_coefficient": 1.0} if name == "lars" else {})
-    tx = make_optimizer(OptimizerConfig(name=name, kwargs=kwargs), optax.constant_schedule(rate))
+    config = OptimizerConfig(name=name, kwargs=kwargs)
+    tx = make_optimizer(config, optax.constant_schedule(rate), 60)
 
     def step(carry, _):
         params, state = carry
@@ -258,13 +259,68 @@ def test_whole_numbers_are_arguments_too():
 
 
 def test_the_schedule_is_followed():
-    tx = make_optimizer(OptimizerConfig(name="sgd"), lambda step: 1.0 + step)
+    tx = make_optimizer(OptimizerConfig(name="sgd"), lambda step: 1.0 + step, 3)
     state = tx.init({"kernel": jnp.ones(2)})
     rates = []
     for _ in range(3):
         update, state = tx.update({"kernel": jnp.ones(2)}, state, {"kernel": jnp.ones(2)})
         rates.append(float(-update["kernel"][0]))
     assert rates == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_biases_learn_at_a_rate_of_their_own(name):
+    plain, scaled = (updates([A, B], name, bias_rate=rate)[1] for rate in (1.0, 64.0))
+    for layer, leaves in plain.items():
+        for leaf, update in leaves.items():
+            factor = 64 if leaf == "bias" else 1
+            np.testing.assert_allclose(scaled[layer][leaf], factor * update, rtol=1e-6)
+
+
+def train(config, gradients, params):
+    """The parameters after each step, by steps that are compiled and given the weights they made.
+
+    Between steps everything goes through NumPy, as through a checkpoint.
+    """
+    tx = make_optimizer(config, optax.constant_schedule(RATE), len(gradients))
+    step, result = jax.jit(tx.update), []
+    params = to_jax(params)
+    state = tx.init(params)
+    for gradient in gradients:
+        update, state = step(to_jax(gradient), state, params)
+        params = optax.apply_updates(params, update)
+        params, state = jax.tree.map(np.asarray, (params, state))
+        result.append(params)
+    return result
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum"])
+@pytest.mark.parametrize("steps", [6, 8])
+def test_lookahead_goes_back_to_the_slow_weights(name, steps):
+    every, decay, momentum = 3, 0.9, 0.9 if name == "momentum" else 0.0
+    gradients = [make_tree(seed) for seed in range(1, steps + 1)]
+    config = OptimizerConfig(name=name, lookahead_every=every, lookahead_decay=decay)
+    got = train(config, gradients, PARAMS)
+    for layer, leaf in (("conv", "kernel"), ("bn", "scale"), ("dense", "bias")):
+        fast = slow = PARAMS[layer][leaf]
+        velocity = np.zeros_like(fast)
+        for step, gradient in enumerate(gradients, 1):
+            velocity = gradient[layer][leaf] + momentum * velocity
+            fast = fast - RATE * velocity
+            if step % every == 0 or step == steps:
+                kept = decay**every * (step / steps) ** 3
+                slow = kept * slow + (1 - kept) * fast
+                fast = slow
+            check(got[step - 1][layer][leaf], fast)
+
+
+def test_lookahead_that_keeps_nothing_changes_nothing():
+    gradients = [make_tree(seed) for seed in range(1, 6)]
+    config = OptimizerConfig(lookahead_every=2, lookahead_decay=0.0)
+    for ours, plain in zip(
+        train(config, gradients, PARAMS), train(OptimizerConfig(), gradients, PARAMS), strict=True
+    ):
+        check(ours, plain)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +331,9 @@ def test_the_schedule_is_followed():
         ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0"),
         ({"clip_value": -1.0}, "optimizer.clip_value=-1.0"),
         ({"clip_adaptive": float("nan")}, "optimizer.clip_adaptive=nan"),
+        ({"bias_rate": -1.0}, "optimizer.bias_rate=-1.0: must not be negative"),
+        ({"lookahead_decay": 1.1}, "optimizer.lookahead_decay=1.1: must be in 0..1"),
+        ({"lookahead_every": 5, "schedule": "plateau"}, "lookahead_every: .* schedule='plateau'"),
         ({"name": "adam", "kwargs": {"beta1": 0.5}}, "optimizer.kwargs: adam has no 'beta1'.* b1"),
         ({"name": "adamw", "kwargs": {"weight_decay": 0.1}}, "optimizer.kwargs.*'weight_decay'"),
         ({"name": "adamw", "kwargs": {"mask": True}}, "optimizer.kwargs.*'mask'"),
@@ -286,4 +345,4 @@ def test_the_schedule_is_followed():
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(UserError, match=message):
-        make_optimizer(OptimizerConfig(**fields), optax.constant_schedule(RATE))
+        make_optimizer(OptimizerConfig(**fields), optax.constant_schedule(RATE), 10)

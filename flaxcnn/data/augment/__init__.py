@@ -1,11 +1,25 @@
 """Augmentation: pure functions of (key, image), vmapped inside the training step.
 
-`geometry`, `color` and `filters` are what can be done to one image, without chance; `operations`
-and `policies` draw its amounts; `mixing` is about pairs of examples; `pipeline` makes one function
-of a policy from the config.
+`geometry`, `color`, `filters` and `resize` are what can be done to one image, without chance;
+`operations` and `policies` draw its amounts; `mixing` is about pairs of examples; `pipeline` makes
+one function of a policy from the config. `views` is about testing: several looks at one image.
 """
 
 from flaxcnn.data.augment.mixing import MixedLabels, for_labels
-from flaxcnn.data.augment.pipeline import Augment, freeze_policy, make_augment, read_policy
+from flaxcnn.data.augment.pipeline import Augment, augmented_shape, make_augment, read_policy
+from flaxcnn.data.augment.settings import freeze_policy
+from flaxcnn.data.augment.views import View, average_over, read_views, viewed_shape
 
-__all__ = ["Augment", "MixedLabels", "for_labels", "freeze_policy", "make_augment", "read_policy"]
+__all__ = [
+    "Augment",
+    "MixedLabels",
+    "View",
+    "augmented_shape",
+    "average_over",
+    "for_labels",
+    "freeze_policy",
+    "make_augment",
+    "read_policy",
+    "read_views",
+    "viewed_shape",
+]

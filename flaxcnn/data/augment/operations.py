@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from flaxcnn.data.augment import color, filters, geometry
 from flaxcnn.data.augment.geometry import Array, Fill, Size
+from flaxcnn.data.augment.resize import resize_image
 from flaxcnn.data.augment.rounding import product, uniform
-from flaxcnn.errors import UserError
+from flaxcnn.data.augment.settings import check_fill, check_number, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Change:
 
     apply: Callable[[Array, Array], Array]
     needs_color: bool = False
+    keeps_size: bool = True  # if not, it is done to every image
 
 
 Operation = Warp | Change
@@ -70,18 +72,19 @@ def with_probability(operation: Operation, p: float) -> Operation:
 
 def flip(p: float = 0.5) -> Operation:
     """Left and right exchanged."""
-    mirror = Warp(lambda key, size: _mirror(size, -1, 1), fill=None, aligned=True, whole=True)
-    return with_probability(mirror, p)
+    return _mirror(-1, 1, p)
 
 
 def vertical_flip(p: float = 0.5) -> Operation:
     """Top and bottom exchanged."""
-    mirror = Warp(lambda key, size: _mirror(size, 1, -1), fill=None, aligned=True, whole=True)
-    return with_probability(mirror, p)
+    return _mirror(1, -1, p)
 
 
-def _mirror(size: Size, x: int, y: int) -> Array:
-    return geometry.centered(geometry.scaling(x, y), size)
+def _mirror(x: int, y: int, p: float) -> Operation:
+    def draw(key: Array, size: Size) -> Array:
+        return geometry.centered(geometry.scaling(x, y), size)
+
+    return with_probability(Warp(draw, fill=None, aligned=True, whole=True), p)
 
 
 def crop(padding: int, fill: Fill = "reflect") -> Operation:
@@ -103,8 +106,8 @@ def random_resized_crop(
     `scale` is the range of the part's area, `ratio` that of width over height relative to the
     image's own (log-uniform). A side that would be longer than the image's is cut to it.
     """
-    _check_range("scale", scale, 1e-6, 1)
-    _check_range("ratio", ratio, 1e-3, 1e3)
+    check_range("scale", scale, 1e-6, 1)
+    check_range("ratio", ratio, 1e-3, 1e3)
 
     def draw(key: Array, size: Size) -> Array:
         height, width = size
@@ -177,7 +180,7 @@ def affine(
     fill: Fill = "reflect",
 ) -> Operation:
     """`shear(slant)`, `zoom(*zooms)`, `rotate(degrees)` and `translate(share)`, all at once."""
-    _check_range("zooms", zooms, 0.01, 100)
+    check_range("zooms", zooms, 0.01, 100)
     parts = (shear(slant), zoom(*zooms), rotate(degrees), translate(share))
 
     def draw(key: Array, size: Size) -> Array:
@@ -213,6 +216,16 @@ def elastic(sigma: float, strength: float, fill: Fill = "reflect") -> Operation:
         return filters.elastic(image, noise, sigma, strength, fill)
 
     return Change(apply)
+
+
+def resize(height: int, width: int) -> Operation:
+    """Brings the image to another size, antialiased; the entries after it see that size.
+
+    Evaluation stays at the data's own size: for networks that take any (Touvron 2019).
+    """
+    check_number("height", height, 1, 4096, whole=True)
+    check_number("width", width, 1, 4096, whole=True)
+    return Change(lambda key, image: resize_image(image, (height, width)), keeps_size=False)
 
 
 # ---- Colours
@@ -317,8 +330,8 @@ def random_erasing(
     `scale` is the range of its area, `ratio` that of its height over its width (log-uniform here).
     Where the paper draws again when a side is too long, it is cut to the image's.
     """
-    _check_range("scale", scale, 0, 1)
-    _check_range("ratio", ratio, 1e-3, 1e3)
+    check_range("scale", scale, 0, 1)
+    check_range("ratio", ratio, 1e-3, 1e3)
     if fill != "noise":
         check_number("fill", fill, 0, 1)
 
@@ -358,34 +371,6 @@ def _rectangle(image: Array, top: Array, left: Array, bottom: Array, right: Arra
     return (y >= top) & (y < bottom) & (x >= left) & (x < right)
 
 
-# ---- Settings
-
-
-def check_number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
-    """Raises UserError unless `value` is a number in low..high."""
-    kind = "a whole number" if whole else "a number"
-    fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not fits or not low <= value <= high:  # pyright: ignore[reportOperatorIssue]
-        raise UserError(f"{name} must be {kind} in {low}..{high}, got {value!r}")
-
-
-def _check_range(name: str, value: object, low: float, high: float) -> None:
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise UserError(f"{name} must be a pair (low, high), got {value!r}")
-    check_number(f"{name}[0]", value[0], low, high)
-    check_number(f"{name}[1]", value[1], value[0], high)
-
-
-def check_fill(fill: object) -> Fill:
-    """Raises UserError unless `fill` says what lies beyond the borders."""
-    if isinstance(fill, str):
-        if fill not in ("reflect", "edge"):
-            raise UserError(f"fill must be 'reflect', 'edge' or a number in 0..1, got {fill!r}")
-        return fill
-    check_number("fill", fill, 0, 1)
-    return float(fill)  # pyright: ignore[reportArgumentType]
-
-
 OPERATIONS: dict[str, Callable[..., Operation]] = {
     "flip": flip,
     "vertical_flip": vertical_flip,
@@ -398,6 +383,7 @@ OPERATIONS: dict[str, Callable[..., Operation]] = {
     "affine": affine,
     "perspective": perspective,
     "elastic": elastic,
+    "resize": resize,
     "brightness": brightness,
     "contrast": contrast,
     "saturation": saturation,

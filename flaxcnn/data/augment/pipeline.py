@@ -19,6 +19,7 @@ from flaxcnn.data.augment.mixing import Mix, MixedLabels, cutmix, mix_batch, mix
 from flaxcnn.data.augment.operations import OPERATIONS, Change, Operation, Warp, with_probability
 from flaxcnn.data.augment.policies import autoaugment, randaugment, trivialaugment
 from flaxcnn.data.augment.rounding import product
+from flaxcnn.data.augment.settings import call_maker, freeze_policy, split_entry
 from flaxcnn.errors import UserError
 
 Array = jax.Array
@@ -47,20 +48,13 @@ MAKERS: dict[str, Callable[..., Operation | Mix | AlternatingFlip]] = {
 }
 
 
-def freeze_policy(policy: Any) -> Any:
-    """Lists (as a config or JSON has them) as tuples, at any depth; anything else as it is."""
-    if isinstance(policy, list | tuple):
-        return tuple(freeze_policy(entry) for entry in policy)
-    if isinstance(policy, dict):
-        return {name: freeze_policy(value) for name, value in policy.items()}
-    return policy
-
-
-def read_policy(policy: Policy, channels: int | None = None) -> list[Any]:
+def read_policy(
+    policy: Policy, channels: int | None = None, *, by_class: bool = False
+) -> list[Any]:
     """The operations of `policy`.
 
-    Raises UserError naming the first entry that is wrong, or that needs colour where the images
-    have one channel.
+    Raises UserError naming the first entry that is wrong, that needs colour where the images have
+    one channel, or, `by_class`, that cannot be done to the images of some classes only.
     """
     operations = []
     for index, entry in enumerate(freeze_policy(policy)):
@@ -72,34 +66,37 @@ def read_policy(policy: Policy, channels: int | None = None) -> list[Any]:
                 raise UserError("can only be the first entry")
             if operations and isinstance(operations[-1], Mix):
                 raise UserError(f"nothing can follow {policy[index - 1][0]}")
+            if by_class and not _keeps_to_its_image(operation):
+                raise UserError("cannot be for data.augment_classes only")
         except UserError as error:
             raise UserError(f"data.augment[{index}] {entry!r}: {error}") from None
         operations.append(operation)
     return operations
 
 
+def _keeps_to_its_image(operation: Operation | Mix | AlternatingFlip) -> bool:
+    return isinstance(operation, Warp) or (isinstance(operation, Change) and operation.keeps_size)
+
+
 def _read_entry(entry: Any) -> Operation | Mix | AlternatingFlip:
-    if not isinstance(entry, tuple) or not entry or not isinstance(entry[0], str):
-        raise UserError('an entry is a name and its settings, as ("rotate", 15)')
-    name, *settings = entry
-    if name not in MAKERS:
-        raise UserError(f"there is no {name}; there are {', '.join(sorted(MAKERS))}")
-    named: dict[str, Any] = {}
-    if settings and isinstance(settings[-1], dict):
-        named = dict(settings.pop())
-    make = MAKERS[name]
-    known = inspect.signature(make).parameters
-    chance = named.pop("p", None) if "p" not in known else None
-    try:
-        operation = make(*settings, **named)
-    except TypeError:
-        names = ", ".join(str(p).replace(": ", " ").partition(" ")[0] for p in known.values())
-        raise UserError(f"the settings of {name} are: {names or 'none'}") from None
+    name, settings, named = split_entry(entry, MAKERS)
+    make, chance = MAKERS[name], None
+    if "p" not in inspect.signature(make).parameters:
+        chance = named.pop("p", None)
+    operation = call_maker(name, make, settings, named)
     if chance is None:
         return operation
-    if not isinstance(operation, Warp | Change):
+    if not _keeps_to_its_image(operation):
         raise UserError(f"{name} has no p")
     return with_probability(operation, chance)
+
+
+def augmented_shape(policy: Policy, image_shape: Sequence[int]) -> tuple[int, ...]:
+    """(height, width, channels) of what `policy` makes of images of `image_shape`."""
+    operations = read_policy(policy, channels=image_shape[-1])
+    transform = make_transform([o for o in operations if isinstance(o, Warp | Change)])
+    image = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32)
+    return jax.eval_shape(transform, jax.random.key(0), image).shape
 
 
 def make_augment(
@@ -107,15 +104,18 @@ def make_augment(
     image_shape: Sequence[int],
     steps_per_epoch: int,
     axis_name: str | None = None,
+    *,
+    classes: Sequence[int] = (),
 ) -> Augment:
     """(root key, step, images uint8 [N, H, W, C], labels [N]) -> images float32 in 0..1, labels.
 
     What happens to an example depends on the key, the step and its position in the global batch:
     bit for bit however the batch is divided, but for the last bit after chains of many warps, where
     the compiler's choices still show (measured: 6e-7 after twelve).
-    Under `pmap`, `axis_name` is the mapped axis. Raises UserError as `read_policy`.
+    With `classes`, only images of these labels are changed. Under `pmap`, `axis_name` is the mapped
+    axis. Raises UserError as `read_policy`.
     """
-    operations = read_policy(policy, channels=image_shape[-1])
+    operations = read_policy(policy, channels=image_shape[-1], by_class=bool(classes))
     alternate = bool(operations) and isinstance(operations[0], AlternatingFlip)
     mix = operations[-1] if operations and isinstance(operations[-1], Mix) else None
     transform = make_transform([o for o in operations if isinstance(o, Warp | Change)])
@@ -129,7 +129,11 @@ def make_augment(
         if alternate:
             flipped = (jax.vmap(_starts_flipped)(images) + step // steps_per_epoch) % 2 == 1
             images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
-        images = jax.vmap(transform)(keys, product(images.astype(jnp.float32), 1 / 255))
+        plain = product(images.astype(jnp.float32), 1 / 255)
+        images = jax.vmap(transform)(keys, plain)
+        if classes:
+            chosen = (labels[:, None] == jnp.asarray(classes)[None]).any(axis=1)
+            images = jnp.where(chosen[:, None, None, None], images, plain)
         if mix is None:
             return images, labels
         keys = jax.vmap(lambda k: jax.random.fold_in(k, len(operations)))(keys)

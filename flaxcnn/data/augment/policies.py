@@ -13,8 +13,9 @@ import numpy as np
 
 from flaxcnn.data.augment import color, filters, geometry
 from flaxcnn.data.augment.geometry import Array, Fill
-from flaxcnn.data.augment.operations import Change, check_fill, check_number
+from flaxcnn.data.augment.operations import Change
 from flaxcnn.data.augment.rounding import product
+from flaxcnn.data.augment.settings import check_fill, check_number
 from flaxcnn.errors import UserError
 
 # By number. The first six move pixels; those up to `sharpness` have a sign.

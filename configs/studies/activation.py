@@ -1,0 +1,26 @@
+"""Activation: tanh against ReLU in the perceptron 3072-1024-256-10 on CIFAR-10
+
+The source compares the two and keeps ReLU. Here: plain SGD at a rate of 0.01, batches of 64, 10
+epochs, 5,000 of the training images held out for the validation curve.
+"""
+
+from flaxcnn.study import Study
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_study() -> Study:
+    """Two activations, everything else equal."""
+    config = Config(
+        model=ModelConfig(name="cifar_mlp"),
+        data=DataConfig(source="tfds:cifar10", batch_size=64),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, schedule="constant"),
+        epochs=10,
+    )
+    return Study(
+        config,
+        cases={
+            "ReLU": {"model.kwargs.activation": "relu"},
+            "tanh": {"model.kwargs.activation": "tanh"},
+        },
+        quick={"epochs": 1},
+    )

@@ -1,0 +1,38 @@
+"""Imbalance: cats and dogs scarce, then nine augmented copies of each
+
+The source leaves a tenth of the cats and dogs of CIFAR-10, then adds nine augmented copies of each
+image, and reports 72.47 % overall with F1 scores of 0.35 for cats and 0.49 for dogs. Here: the 5x5
+network with batch normalisation, pooling and dropout, batches of 128, momentum 0.9, peak rate 0.01
+with a cosine schedule, 5,000 of the training images held out for the validation curve.
+"""
+
+from flaxcnn.study import Study
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+
+SCARCE = {"data.subsample": {"cat": 0.1, "dog": 0.1}}
+
+
+def get_study() -> Study:
+    """A tenth of two classes; weights for them; nine copies of each of their images."""
+    config = Config(
+        model=ModelConfig("cifar_cnn_5x5_bn", {"dropout": 0.5, "maps_dropout": 0.25}),
+        data=DataConfig(source="tfds:cifar10", batch_size=128),
+        optimizer=OptimizerConfig(name="momentum", learning_rate=0.01),
+        epochs=4,
+    )
+    copies = {
+        "data.expand": {"cat": 9, "dog": 9},
+        "data.augment": (("flip",), ("affine", 15, 0.1, (0.9, 1.1))),
+        "data.augment_classes": ("cat", "dog"),
+    }
+    return Study(
+        config,
+        cases={
+            "scarce": SCARCE,
+            "class weights": SCARCE | {"loss.class_weights": "balanced"},
+            "nine augmented copies": SCARCE | copies,
+        },
+        seeds=1,
+        source={"nine augmented copies": 0.7247},
+        quick={"epochs": 1, "model.name": "cifar_cnn_k2"},
+    )

@@ -2,15 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import draw_network, evaluate
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model
-
-
-def init(name, side, **kwargs):
-    model = create_model(name, num_classes=3, **kwargs)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, side, side, 3)), jnp.float32)
-    return model, images, model.init(jax.random.key(0), images, train=False)
 
 
 def list_sides(name, side, **kwargs):
@@ -36,10 +31,11 @@ def test_odd_sides(padding, sides):
 
 
 def test_same_padding_is_keras_where_maps_are_even():
-    model, images, variables = init("mobilenet_v1_0.25_128", 32)
-    logits = model.apply(variables, images, train=False)
-    same = model.clone(padding="same").apply(variables, images, train=False)
-    symmetric = model.clone(padding="symmetric").apply(variables, images, train=False)
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    model, variables = draw_network("mobilenet_v1_0.25_128", images, num_classes=3)
+    logits = evaluate(model, variables, images)
+    same = evaluate(model.clone(padding="same"), variables, images)
+    symmetric = evaluate(model.clone(padding="symmetric"), variables, images)
     np.testing.assert_array_equal(logits, same)
     assert np.abs(logits - symmetric).max() > 1e-3 * np.abs(logits).max()
 
@@ -53,11 +49,10 @@ def test_smallest_image():
 
 def test_activations_of_the_paper_are_not_cut_off():
     for relu6, largest in ((True, 6.0), (False, 60.0)):
-        model = create_model(
-            "mobilenet_v1_0.25_128", relu6=relu6, features_only=True, out_indices=(1,)
+        images = np.ones((1, 32, 32, 3), np.float32)
+        model, variables = draw_network(
+            "mobilenet_v1_0.25_128", images, relu6=relu6, features_only=True, out_indices=(1,)
         )
-        images = jnp.full((1, 32, 32, 3), 1.0)
-        variables = model.init(jax.random.key(0), images, train=False)
         variables["params"]["block1"]["pointwise_bn"]["bias"] += 60
         (maps,) = model.apply(variables, images, train=False)
         assert maps.max() >= largest and (maps.max() == 6) == relu6

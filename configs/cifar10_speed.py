@@ -26,6 +26,7 @@ def get_config() -> Config:
             eval_batch_size=1000,
             validation=0.0,
             augment=(("alternating_flip",), ("crop", 2)),
+            views=(("shift", 1), ("flip",)),
         ),
         loss=LossConfig(label_smoothing=0.2),
         optimizer=OptimizerConfig(

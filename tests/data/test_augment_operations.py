@@ -1,5 +1,9 @@
 """What the random operations and policies do, and that only key, step and position decide it."""
 
+import json
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +19,7 @@ from flaxcnn.data.augment.pipeline import MAKERS, make_transform, read_policy
 from flaxcnn.errors import UserError
 from flaxcnn.tasks import losses
 
+REFERENCE = Path(__file__).parents[1] / "reference"
 SHAPE = (16, 20, 3)
 # Every name, with settings that do something.
 ENTRIES = [
@@ -254,13 +259,14 @@ def test_the_policies_operations_are_pillows(level):
         assert far.mean() < (0.06 if name in policies.NAMES[:6] else 1e-9), name  # ties
 
 
-def test_autoaugments_tables():
-    """Their form only; the cells were read against torchvision's tables by eye."""
-    for table, pairs in [(policies._CIFAR10, 25), (policies._IMAGENET, 25)]:
-        read = policies.read_table(table)
-        assert len(read) == pairs and all(len(pair) == 2 for pair in read)
-        assert {name for pair in read for name, _, _ in pair} <= set(policies.NAMES)
-        assert all(0 <= p <= 1 and 0 <= level <= 9 for pair in read for _, p, level in pair)
+@pytest.mark.parametrize("dataset", ["cifar10", "imagenet"])
+def test_autoaugments_tables_are_torchvisions(dataset):
+    golden = json.loads((REFERENCE / "autoaugment.json").read_text())[dataset]
+    expected = [
+        [(re.sub("([XY])$", r"_\1", name).lower(), p, level or 0) for name, p, level in pair]
+        for pair in golden
+    ]
+    assert policies.read_table(policies._TABLES[dataset]) == expected
 
 
 @pytest.mark.parametrize(

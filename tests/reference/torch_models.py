@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 
-def _define_missing_operators() -> None:
+def define_missing_operators() -> None:
     """Declares torchvision's compiled operators, which its import needs and no classifier calls."""
+    if _KEPT:
+        return
     library = torch.library.Library("torchvision", "DEF")
     for signature in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -33,8 +35,7 @@ _KEPT: list[Any] = []  # operators go when their library does
 
 def build(source: str, classes: int, arguments: Mapping[str, Any]) -> torch.nn.Module:
     """Makes "timm:NAME" or the network with a dotted name."""
-    if not _KEPT:
-        _define_missing_operators()
+    define_missing_operators()
     if source.startswith("timm:"):
         import timm
 

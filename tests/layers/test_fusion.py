@@ -73,3 +73,9 @@ def test_a_batch_on_many_devices_is_not_gathered():
     compiled = jax.jit(jax.grad(f), in_shardings=split, out_shardings=split).lower(X).compile()
     assert "all-gather" not in compiled.as_text()
     np.testing.assert_allclose(compiled(jax.device_put(X, split)), jax.grad(plain)(X), rtol=1e-6)
+
+
+def test_an_exported_gradient_is_read_and_called_again():
+    exported = export.export(jax.jit(jax.grad(f)), platforms=["cpu", "cuda", "tpu"])(X)
+    read = export.deserialize(exported.serialize())
+    np.testing.assert_allclose(read.call(X), jax.grad(plain)(X), rtol=1e-6)

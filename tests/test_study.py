@@ -24,7 +24,7 @@ from flaxcnn.training import Config, DataConfig, ModelConfig
 
 def get_study():
     return Study(
-        Config(model=ModelConfig("digits_cnn"), epochs=9, data=DataConfig(batch_size=256)),
+        Config(model=ModelConfig("mnist_mlp_512"), epochs=9, data=DataConfig(batch_size=256)),
         cases={"low": {"optimizer.learning_rate": 1e-4}, "high": {"optimizer.learning_rate": 0.1}},
         seeds=2,
         quick={"epochs": 2},

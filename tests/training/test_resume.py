@@ -161,6 +161,7 @@ def test_the_workdir_holds_what_the_readme_says(reference):
         "checkpoints",
         "curves.png",
         "confusion_matrix.png",
+        "predictions.npz",
         "predictions.png",
     }
     environment = json.loads((workdir / "environment.json").read_text())

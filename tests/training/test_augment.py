@@ -53,6 +53,7 @@ def test_floats_are_not_scaled_again():
     np.testing.assert_allclose(jax.jit(preprocess)(floats), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_policy_learns_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     from flaxcnn.training import loop
 

@@ -56,6 +56,7 @@ def test_all_else_starts_as_it_would_have(parallel):
     assert hash_tree(other.params) != hash_tree(state.params)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_bits_of_one_that_was_not_stopped(tmp_path, monkeypatch):
     config = make_config()
     whole = run(config, tmp_path / "whole")

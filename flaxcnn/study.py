@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import Config, check_field, from_dict, to_dict, validate
 from flaxcnn.training.loop import train
+from flaxcnn.training.workdir import Workdir
 
 Fields = Mapping[str, Any]
 
@@ -116,7 +117,7 @@ def carry_out(runs: list[Run]) -> bool:
     for index, run in enumerate(runs):
         left = f", about {spent / done * (len(runs) - index) / 60:.0f} min left" if done else ""
         print(f"[{index + 1}/{len(runs)}{left}] {run.case}, seed {run.config.seed}", flush=True)
-        start = time.perf_counter()
+        start, new = time.perf_counter(), not Workdir(run.workdir).has("result")
         try:
             result = train(run.config, run.workdir)
         except UserError as error:
@@ -124,7 +125,6 @@ def carry_out(runs: list[Run]) -> bool:
         if result is None:
             return False
         print(f"  {result['split']} accuracy {result['accuracy']:.4f}", flush=True)
-        seconds = time.perf_counter() - start
-        if seconds > 5:  # not one that was finished before
-            spent, done = spent + seconds, done + 1
+        if new:
+            spent, done = spent + time.perf_counter() - start, done + 1
     return True

@@ -1,6 +1,6 @@
 """Activation: tanh against ReLU in the perceptron 3072-1024-256-10 on CIFAR-10
 
-The source compares the two and keeps ReLU. Here: plain SGD at a rate of 0.01, batches of 64, 10
+The source compares the two. Here: plain SGD at a rate of 0.01, batches of 64, 10
 epochs, 5,000 of the training images held out for the validation curve.
 """
 

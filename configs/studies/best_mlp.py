@@ -1,9 +1,9 @@
 """The best perceptron 3072-1024-256-10 on CIFAR-10, class by class
 
-The source puts its best settings together (ReLU, cross-entropy, SGD, batches of 32) and lists
-precision, recall and F1. Beside them what the other studies here found to be better: momentum with
-a falling rate, dropout, and mirrored and shifted images. 5,000 of the training images are held out
-for the validation curve.
+The source puts its best settings together and lists precision, recall and F1. Here: ReLU,
+cross-entropy, SGD and batches of 32 as in the study of batch sizes; beside them what usually helps,
+one after the other: momentum with a falling rate, dropout, mirrored and shifted images. 5,000 of
+the training images are held out for the validation curve.
 """
 
 from flaxcnn.study import Study
@@ -11,7 +11,7 @@ from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_study() -> Study:
-    """The source's settings, then better ones, added one after the other."""
+    """Plain SGD, then what usually helps, added one after the other."""
     config = Config(
         model=ModelConfig(name="cifar_mlp"),
         data=DataConfig(source="tfds:cifar10", batch_size=32),
@@ -29,11 +29,10 @@ def get_study() -> Study:
     return Study(
         config,
         cases={
-            "source": {},
+            "plain SGD": {},
             "momentum, cosine": falling,
             "+ dropout 0.2": noisy,
             "+ flips and shifts": noisy | {"data.augment": (("flip",), ("crop", 2))},
         },
-        source={"source": 0.5613},
         quick={"epochs": 1},
     )

@@ -32,7 +32,7 @@ def sum_per_channel(x: Array) -> Array:
 
 
 def _keep_apart(x: Array) -> Array:
-    """The identity, through which XLA:CPU does not fuse; nothing at all elsewhere."""
+    """The identity, over which XLA:CPU does not join two steps to one; nothing at all elsewhere."""
     return keep_apart_p.bind(x)
 
 

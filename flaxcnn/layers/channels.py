@@ -9,9 +9,8 @@ examples of 112x112x64; 21.8, not 60.3, at 56x56x256; 1.7, not 25.4, at 14x14x10
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from flaxcnn.layers.fusion import keep_apart
 
 Array = jax.Array
 
@@ -20,30 +19,12 @@ def spread_per_channel(values: Array, shape: tuple[int, ...]) -> Array:
     """Repeats values [C] at every position of maps of `shape`, [N, *size, C]."""
     if len(shape) > 2:
         rows = jnp.broadcast_to(values, (*shape[:-2], 1, shape[-1]))
-        return jnp.broadcast_to(_keep_apart(rows), shape)
+        return jnp.broadcast_to(keep_apart(rows), shape)
     return jnp.broadcast_to(values, shape)
 
 
 def sum_per_channel(x: Array) -> Array:
     """Sums maps [N, *size, C] over examples and positions to [C]."""
     if x.ndim > 2:
-        x = _keep_apart(x.sum(-2))
+        x = keep_apart(x.sum(-2))
     return x.sum(tuple(range(x.ndim - 1)))
-
-
-def _keep_apart(x: Array) -> Array:
-    """The identity, over which XLA:CPU does not join two steps to one; nothing at all elsewhere."""
-    return keep_apart_p.bind(x)
-
-
-keep_apart_p = Primitive("keep_apart")
-keep_apart_p.def_impl(lambda x: x)
-keep_apart_p.def_abstract_eval(lambda x: x)
-ad.deflinear2(keep_apart_p, lambda cotangent, x: [keep_apart_p.bind(cotangent)])
-batching.defvectorized(keep_apart_p)
-mlir.register_lowering(keep_apart_p, lambda context, x: [x])
-mlir.register_lowering(
-    keep_apart_p,
-    mlir.lower_fun(lax.optimization_barrier, multiple_results=False),
-    platform="cpu",
-)

@@ -135,6 +135,7 @@ def visualize_augment_command(args: argparse.Namespace) -> int:
 def study_command(args: argparse.Namespace) -> int:
     """Trains every case of a study with every seed, and writes its report."""
     from flaxcnn.study import carry_out, plan_runs
+    from flaxcnn.study_jobs import carry_out_side_by_side
     from flaxcnn.study_report import write_report
     from flaxcnn.training.config_file import run_file
 
@@ -143,10 +144,12 @@ def study_command(args: argparse.Namespace) -> int:
     suffix = "-quick" if args.quick else ""
     workdir = Path(args.workdir or Path("runs", "studies", file.stem + suffix))
     runs = plan_runs(study, workdir, quick=args.quick)
-    if not carry_out(runs):
+    done = carry_out(runs) if args.jobs == 1 else carry_out_side_by_side(runs, args.jobs)
+    if not done:
         print(f"stopped at a saved step; to go on, run the same command again ({workdir})")
         return 0
-    command = f"flaxcnn study {args.file}{' --quick' if args.quick else ''}"
+    jobs = f" --jobs {args.jobs}" if args.jobs != 1 else ""
+    command = f"flaxcnn study {args.file}{' --quick' if args.quick else ''}{jobs}"
     folder = Path(args.report or workdir)
     path = write_report(study, runs, text or file.stem, command, folder, file.stem)
     print(f"{path.read_text()}\nin {path.parent}: {file.stem}.md, .json and pictures")
@@ -225,6 +228,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--quick", action="store_true", help="the study's own short form")
     command.add_argument("--workdir", help="folder of its runs (default: runs/studies/<name>)")
     command.add_argument("--report", metavar="DIR", help="folder of the report (default: workdir)")
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, on CPU")
 
     command = add("reproduce", reproduce_command)
     command.add_argument(

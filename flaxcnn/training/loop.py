@@ -1,9 +1,7 @@
 """The training loop: starts the run of a config in a folder, or goes on with the one there."""
 
 import contextlib
-import signal
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from flaxcnn.training.logging import Logger
 from flaxcnn.training.report import print_result, report_run
 from flaxcnn.training.schedules import plateau_scale, should_stop
 from flaxcnn.training.state import TrainState
+from flaxcnn.training.stop_signal import StopSignal
 from flaxcnn.training.workdir import Workdir
 
 
@@ -48,7 +47,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any] | None:
     validate(config)
     keep_freed_memory()
     folder = Workdir(workdir)
-    with folder.claim(config), _StopSignal() as stop:
+    with folder.claim(config), StopSignal() as stop:
         if folder.has("result"):
             return folder.read("result")
         for warning in doctor.warnings():
@@ -69,35 +68,8 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any] | None:
         return folder.read("result")
 
 
-class _StopSignal:
-    """Turns the first SIGTERM or Ctrl-C into a request that the loop answers between calls.
-
-    A second one acts as it would have without us.
-    """
-
-    def __init__(self):
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopSignal":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def _request(self, number: int, frame: types.FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *exception: object) -> None:
-        self._restore()
-
-
 def _advance(
-    experiment: Experiment, folder: Workdir, checkpoints: Checkpoints, stop: _StopSignal
+    experiment: Experiment, folder: Workdir, checkpoints: Checkpoints, stop: StopSignal
 ) -> TrainState | None:
     """The final state, or None when stopped by a signal (the state is then saved)."""
     parallel, plan = experiment.parallel, experiment.plan

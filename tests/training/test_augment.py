@@ -69,9 +69,9 @@ def test_a_run_with_a_policy_learns_and_goes_on_to_the_same_bits(tmp_path, monke
             yield end
 
     signals = []
-    enter = loop._StopSignal.__enter__
+    enter = loop.StopSignal.__enter__
     with monkeypatch.context() as patch:
-        patch.setattr(loop._StopSignal, "__enter__", lambda s: signals.append(s) or enter(s))
+        patch.setattr(loop.StopSignal, "__enter__", lambda s: signals.append(s) or enter(s))
         patch.setattr(loop._Loop, "calls", stopped)
         assert run(config, tmp_path / "parts") is None
     resumed = run(config, tmp_path / "parts")

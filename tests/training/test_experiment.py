@@ -61,7 +61,7 @@ def test_a_run_goes_on_to_the_bits_of_one_that_was_not_stopped(tmp_path, monkeyp
     config = make_config()
     whole = run(config, tmp_path / "whole")
     assert whole is not None and whole["steps"] == 2 * 10
-    signals, enter, calls = [], loop._StopSignal.__enter__, loop._Loop.calls
+    signals, enter, calls = [], loop.StopSignal.__enter__, loop._Loop.calls
 
     def stop_after_one(self, step, logger):
         for end in calls(self, step, logger):
@@ -69,7 +69,7 @@ def test_a_run_goes_on_to_the_bits_of_one_that_was_not_stopped(tmp_path, monkeyp
             yield end
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._StopSignal, "__enter__", lambda s: signals.append(s) or enter(s))
+        patch.setattr(loop.StopSignal, "__enter__", lambda s: signals.append(s) or enter(s))
         patch.setattr(loop._Loop, "calls", stop_after_one)
         assert run(config, tmp_path / "parts") is None
     monkeypatch.setattr(Experiment, "initial_state", None)  # it has begun, and must not again

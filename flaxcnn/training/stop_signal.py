@@ -1,0 +1,32 @@
+"""Ctrl-C and SIGTERM as a request that long work answers when it is safe to."""
+
+import signal
+import types
+from typing import Any
+
+
+class StopSignal:
+    """Turns the first SIGTERM or Ctrl-C into a request that long work answers where it can stop.
+
+    A second one acts as it would have without us.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def _request(self, number: int, frame: types.FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()

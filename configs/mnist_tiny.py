@@ -1,19 +1,21 @@
 """MNIST with fewer than 10,000 parameters.
 
 python train.py --config configs/mnist_tiny.py
-
-Measured (2 cores of an AMD EPYC, AVX2; Python 3.11.7, jaxlib 0.10.1; seed 0): test accuracy
-99.40 % with 9,778 parameters, 2,380 images/s while alone on the machine, so 24 s per epoch.
 """
 
 from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
-    """Twenty epochs of AdamW with a one-cycle schedule, label smoothing and averaged weights."""
+    """Forty epochs of AdamW with a one-cycle schedule, small affine maps, averaged weights."""
     return Config(
         model=ModelConfig(name="mnist_tiny"),
-        data=DataConfig(source="tfds:mnist", batch_size=64, validation=0.05),
+        data=DataConfig(
+            source="tfds:mnist",
+            batch_size=64,
+            validation=0.05,
+            augment=(("affine", 10, 0.08, (0.9, 1.1), 0.0, "edge"),),
+        ),
         loss=LossConfig(label_smoothing=0.1),
         optimizer=OptimizerConfig(
             name="adamw",
@@ -22,5 +24,5 @@ def get_config() -> Config:
             schedule="one_cycle",
             ema_decay=0.999,
         ),
-        epochs=20,
+        epochs=40,
     )

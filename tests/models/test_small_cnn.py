@@ -8,7 +8,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, variant
 from flaxcnn.models.small_cnn import MAPS, smallest_side
 
-# Parameters of each layer, in order: the project's reference, section 2, and for the last two
+# Parameters of each layer, in order: the project's reference, section 2, and for the last three
 # networks by hand. BatchNorm has its scale and bias.
 LAYERS = {
     "mnist_cnn_chollet": (320, 18_496, 36_928, 36_928, 650),
@@ -25,6 +25,10 @@ LAYERS = {
         *(295_040, 8_256, 650),
     ),
     "mnist_tiny": (80, 16, 1_168, 32, 2_320, 32, 2_320, 32, 3_480, 48, 250),
+    "mnist_cnn_280k": (
+        *(832, 64, 18_496, 128, 36_928, 128),
+        *(73_856, 256, 147_584, 256, 1_290),
+    ),
     "digits_cnn": (320, 64, 18_496, 128, 16_448, 650),
 }
 

@@ -13,7 +13,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, variant
 
 # Trainable parameters, statistics and multiply-adds, from the reference table of the project;
-# the last two networks are this project's own and are counted layer by layer in test_small_cnn.
+# the last three networks are this project's own and are counted layer by layer in test_small_cnn.
 SIZES = {
     "cats_dogs_cnn": (3_453_121, 0, 236_095_488),
     "cats_dogs_cnn_dropout": (3_453_121, 0, 236_095_488),
@@ -29,6 +29,7 @@ SIZES = {
     "mnist_cnn_chollet": (93_322, 0, 2_794_240),
     "mnist_mlp_512": (669_706, 0, 668_672),
     "mnist_tiny": (9_778, 160, 2_032_368),
+    "mnist_cnn_280k": (279_818, 832, 22_304_512),
     "digits_cnn": (36_106, 192, 330_368),
 }
 # Images this small keep the dense layers after unpooled maps small.
@@ -81,7 +82,7 @@ def test_size(name):
 def test_reference_table(shared):
     with open(shared / "reference" / "zoo.csv") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    own = {"mnist_tiny", "digits_cnn", "cats_dogs_cnn_dropout"}
+    own = {"mnist_tiny", "mnist_cnn_280k", "digits_cnn", "cats_dogs_cnn_dropout"}
     for name in set(SIZES) - own:
         v, row = variant(name), rows[name]
         assert v.params == int(row["params_trainable"]), name

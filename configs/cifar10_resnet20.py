@@ -1,0 +1,29 @@
+"""CIFAR-10 with ResNet-20 and the recipe of He 2016, section 4.2 (91.25 % there, table 6).
+
+python train.py --config configs/cifar10_resnet20.py
+
+64,000 steps of 128 images, the rate divided by 10 after 32,000 and 48,000; 5,000 images held out.
+Beyond the borders the crops see the mean colour, as zeros are there after subtracting the mean.
+"""
+
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    """The paper's momentum, weight decay, schedule and augmentation; 351 steps an epoch."""
+    return Config(
+        model=ModelConfig(name="cifar_resnet20"),
+        data=DataConfig(
+            source="tfds:cifar10",
+            batch_size=128,
+            augment=(("crop", 4, 0.47), ("flip",)),
+        ),
+        optimizer=OptimizerConfig(
+            name="momentum",
+            learning_rate=0.1,
+            weight_decay=1e-4,
+            schedule="step",
+            boundaries=(32_000 / 351, 48_000 / 351),
+        ),
+        epochs=182,
+    )

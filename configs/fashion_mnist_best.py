@@ -1,0 +1,31 @@
+"""Fashion-MNIST as well as a network of fewer than 300,000 parameters does it.
+
+python train.py --config configs/fashion_mnist_best.py
+"""
+
+from ml_collections import ConfigDict
+
+from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    """Thirty epochs of AdamW with a one-cycle schedule, flips, crops, erasing, averaged weights."""
+    return Config(
+        model=ModelConfig(name="mnist_cnn_280k", kwargs=ConfigDict({"maps_dropout": 0.25})),
+        data=DataConfig(
+            source="tfds:fashion_mnist",
+            batch_size=64,
+            validation=0.05,
+            augment=(("flip",), ("crop", 2, "edge"), ("random_erasing", 0.25)),
+            views=(("flip",), ("shift", 1)),
+        ),
+        loss=LossConfig(label_smoothing=0.1),
+        optimizer=OptimizerConfig(
+            name="adamw",
+            learning_rate=0.003,
+            weight_decay=0.05,
+            schedule="one_cycle",
+            ema_decay=0.999,
+        ),
+        epochs=30,
+    )

@@ -141,7 +141,8 @@ def _describe(environment: Mapping[str, Any], command: str) -> str:
     packages = ", ".join(f"{name} {versions[name]}" for name in ("jax", "jaxlib", "flax", "optax"))
     hardware = f"{devices['count']} x {devices['kind']}"
     if devices["platform"] == "cpu":
-        hardware = f"{environment['threads']} threads of a CPU ({environment['machine_type']})"
+        threads = environment["threads"]
+        hardware = f"{threads} thread{'s' * (threads > 1)} of a CPU ({environment['machine_type']})"
     return (
         f"Measured with `{command}` on {hardware}, Python {environment['python']}, {packages}; "
         f"written {datetime.date.today().isoformat()}. Accuracies are of the final parameters; "

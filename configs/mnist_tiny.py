@@ -15,6 +15,7 @@ def get_config() -> Config:
             batch_size=64,
             validation=0.05,
             augment=(("affine", 10, 0.08, (0.9, 1.1), 0.0, "edge"),),
+            views=(("shift", 1),),
         ),
         loss=LossConfig(label_smoothing=0.1),
         optimizer=OptimizerConfig(

@@ -3,7 +3,7 @@
 The source compares the two. Here: plain SGD at a rate of 0.01, batches of 64, 10 epochs, 5,000 of
 the training images held out for the validation curve.
 
-ReLU is ahead from the first epoch on, by 4.8 points in the end; no seed of tanh reaches one of ReLU.
+ReLU is ahead from the first epoch on, by 4.8 points in the end, with every seed.
 """
 
 from flaxcnn.study import Study

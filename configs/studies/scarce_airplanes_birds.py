@@ -4,6 +4,11 @@ The source removes half of the training images of two classes of CIFAR-10 and re
 by mirror images. Here: the perceptron 3072-1024-256-10, plain SGD at a rate of 0.01, batches of 64,
 10 epochs, 5,000 of the training images held out for the validation curve; the last case flips the
 images of all classes.
+
+The overall accuracy hides it: half of the birds gone, their recall falls from 0.41 to 0.23, and the
+images lost go to other animals; airplanes hold theirs. Mirror images bring the recall of birds back
+to 0.41, drawing the classes equally often to 0.31. Flips of all classes are best overall, and leave
+the birds where they are.
 """
 
 from flaxcnn.study import Study

@@ -3,6 +3,10 @@
 The network of Chollet's book (section 5.2), images of 150x150 pixels, 30 epochs of Adam at a rate
 of 0.0005 with a cosine schedule, batches of 20. The folder `cats-dogs` (train, validation and test,
 each with a folder per class) is looked for where the command is run.
+
+Without augmentation the network learns its 600 images by heart: the training loss vanishes, and the
+validation accuracy stays near 60 %. Augmentation is worth 12 points; dropout on top of it makes no
+difference that 250 test images could show.
 """
 
 from flaxcnn.study import Study

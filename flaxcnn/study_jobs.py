@@ -7,6 +7,7 @@ so that NPROC=<cores per job> repeats one of these runs bit for bit.
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection, wait
@@ -20,12 +21,13 @@ from flaxcnn.errors import UserError
 from flaxcnn.study import Run
 from flaxcnn.training.loop import train
 from flaxcnn.training.stop_signal import StopSignal
+from flaxcnn.training.workdir import Workdir
 
 Job = tuple[Run, BaseProcess, Connection]
 
 
 def carry_out_side_by_side(runs: Sequence[Run], jobs: int) -> bool:
-    """Carries out `runs`, up to `jobs` at a time; False if asked to stop (all are then saved).
+    """Carries out `runs`, up to `jobs` at a time; False if one was asked to stop (it is saved).
 
     Raises UserError naming the case of a run that cannot be done, after the others of the moment
     have ended, and without beginning new ones.
@@ -49,14 +51,14 @@ def carry_out_side_by_side(runs: Sequence[Run], jobs: int) -> bool:
             for job in [job for job in working if not job[1].is_alive()]:
                 working.remove(job)
                 run, answer = job[0], _ask(job)
-                if isinstance(answer, str) and not asked:
+                if isinstance(answer, str):
                     failures.append(f"case {run.case!r}, seed {run.config.seed}: {answer}")
                 elif isinstance(answer, float):
                     bar.update()
                     bar.write(f"{run.case}, seed {run.config.seed}: accuracy {answer:.4f}")
     if failures:
         raise UserError("; ".join(failures))
-    return not stop.requested
+    return all(Workdir(run.workdir).has("result") for run in runs)
 
 
 def _start(run: Run, threads: int) -> Job:
@@ -87,4 +89,6 @@ def _ask(job: Job) -> float | str | None:
         try:
             return connection.recv()
         except EOFError:
+            if process.exitcode == -signal.SIGTERM:  # asked before it had begun
+                return None
             return f"its process ended with exit status {process.exitcode}"

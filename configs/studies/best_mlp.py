@@ -6,8 +6,8 @@ one after the other: momentum with a falling rate and batches of 128, dropout, m
 images. 5,000 of the training images are held out for the validation curve.
 
 A falling rate with momentum, and twice the epochs, give nearly 4 points over plain SGD and come to
-the source's 56.13 %; dropout adds 0.9 of a point, mirrored and shifted images 1.3. Cats and birds
-remain the hardest classes in every case.
+the source's 56.13 %; dropout adds 0.9 of a point, mirrored and shifted images 1.3. Cats remain
+the hardest class in every case.
 """
 
 from flaxcnn.study import Study

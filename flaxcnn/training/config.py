@@ -82,7 +82,8 @@ class OptimizerConfig:
     kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of the optax function
     weight_decay: float = 0.0  # kernels only: biases and norms are never decayed
     schedule: str = "cosine"
-    warmup_epochs: float = 0.0  # linear from 0, before any schedule
+    warmup_epochs: float = 0.0  # linear, before any schedule
+    initial_fraction: float = 0.0  # learning rate the warm-up starts from, as a share of the peak
     final_fraction: float = 0.0  # learning rate at the end, as a share of the peak
     boundaries: tuple[float, ...] = ()  # "step": epochs at which the rate is multiplied
     decay_rate: float = 0.1  # "step", "exponential" and "plateau" multiply by this
@@ -94,12 +95,12 @@ class OptimizerConfig:
     clip_adaptive: float = 0.0  # unit-wise, relative to the weights (Brock 2021)
     accumulate: int = 1  # micro-batches per update; must divide the batch size
     ema_decay: float = 0.0  # 0 keeps no average; evaluation uses the average where there is one
-    bias_rate: float = 1.0  # learning rate of biases, as a multiple of the others'
+    rates: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {path pattern: factor}
     lookahead_every: int = 0  # steps after which weights go back to a slow copy; 0: never
     lookahead_decay: float = 0.95  # how much of that copy is kept, per step, at the end
 
     def __post_init__(self):
-        self.kwargs = ConfigDict(dict(self.kwargs))
+        self.kwargs, self.rates = ConfigDict(dict(self.kwargs)), ConfigDict(dict(self.rates))
 
 
 @dataclasses.dataclass

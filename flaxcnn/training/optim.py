@@ -2,12 +2,14 @@
 
 Clipping comes first, in the order value, global norm, adaptive; then the optimizer, which weighs
 in the decay. A gradient is thus clipped before weight decay is added to it, as in PyTorch. Last
-come what biases learn faster, and lookahead.
+come the rates of single parameters, and lookahead.
 """
 
 import dataclasses
+import fnmatch
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +24,6 @@ from flaxcnn.training.config import OptimizerConfig
 def kernel_mask(params: Any) -> Any:
     """A tree of bools: True where a parameter is called `kernel`, so for no bias and no norm."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) == "kernel", params)
-
-
-def _bias_mask(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: _name(path) == "bias", params)
 
 
 def _name(path: jax.tree_util.KeyPath) -> str:
@@ -92,10 +90,14 @@ def make_optimizer(
 
     Weight decay applies to kernels only. adamw, lamb, lion and muon decay the weights themselves
     by learning rate x `weight_decay` (Loshchilov 2019), lars within its trust ratio (You 2017); in
-    all others it is added to the gradient before momentum. `update` needs the parameters.
+    all others it is added to the gradient before momentum. `rates` multiplies what a step changes
+    of the parameters whose path, such as group1/bn1/bias, a pattern matches (* is anything, /
+    too); 0 freezes them, and where several patterns match, their factors multiply. `update` needs
+    the parameters.
 
     Raises:
-        UserError: an unknown name or argument, or a setting out of range.
+        UserError: an unknown name or argument, or a setting out of range; from `init`, a pattern
+            of `rates` that matches no parameter.
     """
     _check_fields(config)
     rule = _RULES[config.name]
@@ -113,12 +115,38 @@ def make_optimizer(
     elif config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=kernel_mask))
     chain.append(rule.make(schedule, **arguments))
-    if config.bias_rate != 1.0:
-        chain.append(optax.masked(optax.scale(config.bias_rate), _bias_mask))
+    if config.rates:
+        chain.append(_scale_by_path(config.rates.to_dict()))
     tx = optax.chain(*chain)
     if config.lookahead_every:
         tx = _lookahead(tx, config.lookahead_every, config.lookahead_decay, total_steps)
     return tx
+
+
+def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies each update by the factors of all patterns that match its parameter's path."""
+
+    def name(path: jax.tree_util.KeyPath) -> str:
+        return jax.tree_util.keystr(path, simple=True, separator="/")
+
+    def init(params: Any) -> optax.EmptyState:
+        names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern in rates:
+            if not fnmatch.filter(names, pattern):
+                raise UserError(
+                    f"optimizer.rates: no parameter is called {pattern}; they are called like "
+                    + ", ".join(names[:4])
+                )
+        return optax.EmptyState()
+
+    def scale(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
+        matched = (rate for p, rate in rates.items() if fnmatch.fnmatchcase(name(path), p))
+        return update * math.prod(matched)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.EmptyState]:
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 class _Lookahead(NamedTuple):
@@ -165,9 +193,12 @@ def _check_fields(config: OptimizerConfig) -> None:
     """Raises UserError for an unknown name and for a setting out of range."""
     if config.name not in _RULES:
         raise UserError(f"optimizer.name={config.name!r}: must be one of {', '.join(_RULES)}")
-    for field in ("weight_decay", "clip_value", "clip_norm", "clip_adaptive", "bias_rate"):
+    for field in ("weight_decay", "clip_value", "clip_norm", "clip_adaptive"):
         if not getattr(config, field) >= 0.0:
             raise UserError(f"optimizer.{field}={getattr(config, field)}: must not be negative")
+    for pattern, rate in config.rates.to_dict().items():
+        if type(rate) not in (int, float) or not 0.0 <= rate < math.inf:
+            raise UserError(f"optimizer.rates: {pattern} must have a factor >= 0, got {rate!r}")
     if not 0.0 <= config.lookahead_decay <= 1.0:
         raise UserError(f"optimizer.lookahead_decay={config.lookahead_decay}: must be in 0..1")
     if config.lookahead_every and config.schedule == "plateau":

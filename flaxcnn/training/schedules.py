@@ -17,12 +17,13 @@ SCHEDULES = "constant, step, exponential, cosine, linear, polynomial, one_cycle,
 def make_schedule(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     """The learning rate as a function of the number of updates done, 0 at the first.
 
-    Warm-up is linear from 0 to the schedule's first value in `warmup_epochs` (Goyal 2017, section
-    2.2); the schedule takes up what is left of the run. `step` counts its boundaries from the
-    start of the run, and those past its end never come. Cosine (Loshchilov 2017), linear,
-    polynomial and one-cycle (Smith 2018: up from 1/25 of the peak in 30 %, then cosine) reach
-    `final_fraction` of the peak at the end; exponential never falls below it. `plateau` is
-    constant here: `plateau_scale` says what its updates are to be multiplied by.
+    Warm-up is linear from `initial_fraction` of the peak to the schedule's first value, in
+    `warmup_epochs` (Goyal 2017, section 2.2); the schedule takes up what is left of the run.
+    `step` counts its boundaries from the start of the run, and those past its end never come.
+    Cosine (Loshchilov 2017), linear, polynomial and one-cycle (Smith 2018: up from 1/25 of the
+    peak in 30 %, then cosine) reach `final_fraction` of the peak at the end; exponential never
+    falls below it. `plateau` is constant here: `plateau_scale` says what its updates are to be
+    multiplied by.
 
     Raises:
         UserError: an unknown schedule, or a field out of range.
@@ -32,7 +33,8 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, epochs: int) ->
     main = _make_main(config, steps_per_epoch, warmup_steps, steps_per_epoch * epochs)
     if warmup_steps == 0:
         return main
-    warmup = optax.linear_schedule(0.0, main(0), warmup_steps)
+    start = config.learning_rate * config.initial_fraction
+    warmup = optax.linear_schedule(start, main(0), warmup_steps)
     return optax.join_schedules([warmup, main], [warmup_steps])
 
 
@@ -75,6 +77,12 @@ def _check(config: OptimizerConfig, epochs: int, warmup_ends: bool) -> None:
     after_warmup = all(boundary > config.warmup_epochs for boundary in config.boundaries)
     requirements = [
         ("learning_rate", "not be negative", 0.0 <= config.learning_rate < math.inf),
+        ("initial_fraction", "be in 0..1", 0.0 <= config.initial_fraction <= 1.0),
+        (
+            "initial_fraction",
+            "be 0 without warmup_epochs",
+            config.initial_fraction == 0.0 or config.warmup_epochs > 0.0,
+        ),
         ("final_fraction", "be in 0..1", 0.0 <= config.final_fraction <= 1.0),
         (
             "warmup_epochs",

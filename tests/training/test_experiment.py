@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, loop, run
 from flaxcnn.training.experiment import Experiment, find_facts, load_data
@@ -15,7 +16,11 @@ def make_config(parallel="jit", seed=0) -> Config:
         model=ModelConfig(name="airbench94", kwargs={"widths": (4, 4, 4)}),
         data=DataConfig(batch_size=128, image_size=(9, 9), channels=3),
         optimizer=OptimizerConfig(
-            name="nesterov", learning_rate=0.1, bias_rate=8.0, lookahead_every=3, ema_decay=0.9
+            name="nesterov",
+            learning_rate=0.1,
+            rates=ConfigDict({"*/bias": 8.0}),
+            lookahead_every=3,
+            ema_decay=0.9,
         ),
         epochs=2,
         seed=seed,

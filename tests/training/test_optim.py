@@ -269,12 +269,19 @@ def test_the_schedule_is_followed():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_biases_learn_at_a_rate_of_their_own(name):
-    plain, scaled = (updates([A, B], name, bias_rate=rate)[1] for rate in (1.0, 64.0))
+def test_parameters_learn_at_rates_of_their_own(name):
+    rates = {"*bias": 64, "b*/bias": 0.5, "dense/kernel": 0}
+    plain, scaled = (updates([A, B], name, rates=ConfigDict(r))[1] for r in ({}, rates))
+    factors = {"conv/bias": 64, "bn/bias": 32, "dense/bias": 64, "dense/kernel": 0}
     for layer, leaves in plain.items():
         for leaf, update in leaves.items():
-            factor = 64 if leaf == "bias" else 1
+            factor = factors.get(f"{layer}/{leaf}", 1)
             np.testing.assert_allclose(scaled[layer][leaf], factor * update, rtol=1e-6)
+
+
+def test_a_rate_of_no_parameter_is_refused():
+    with pytest.raises(UserError, match="rates: no parameter is called fc/.*; .* like bn/bias, bn"):
+        updates([A], rates=ConfigDict({"fc/*": 2.0, "bn/*": 2.0}))
 
 
 def train(config, gradients, params):
@@ -331,7 +338,8 @@ def test_lookahead_that_keeps_nothing_changes_nothing():
         ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0"),
         ({"clip_value": -1.0}, "optimizer.clip_value=-1.0"),
         ({"clip_adaptive": float("nan")}, "optimizer.clip_adaptive=nan"),
-        ({"bias_rate": -1.0}, "optimizer.bias_rate=-1.0: must not be negative"),
+        ({"rates": ConfigDict({"a": -1})}, "optimizer.rates: a must have a factor >= 0, got -1"),
+        ({"rates": ConfigDict({"a": "2"})}, "optimizer.rates: a must have a factor >= 0, got '2'"),
         ({"lookahead_decay": 1.1}, "optimizer.lookahead_decay=1.1: must be in 0..1"),
         ({"lookahead_every": 5, "schedule": "plateau"}, "lookahead_every: .* schedule='plateau'"),
         ({"name": "adam", "kwargs": {"beta1": 0.5}}, "optimizer.kwargs: adam has no 'beta1'.* b1"),

@@ -59,6 +59,13 @@ def test_linear():
     np.testing.assert_allclose(got, 0.4 - 0.2 * np.arange(80) / 80, rtol=1e-5)
 
 
+def test_warmup_starts_where_it_is_told_to():
+    """The triangle of Jordan 2024: 0.2 of the peak, the peak, 0.07 of it."""
+    fields = {"schedule": "linear", "warmup_epochs": 2.0, "initial_fraction": 0.2}
+    got = rates([0, 10, 20, 50, 80], final_fraction=0.07, **fields)
+    np.testing.assert_allclose(got, [0.08, 0.24, 0.4, 0.214, 0.028], rtol=1e-5)
+
+
 def test_polynomial():
     got = rates(schedule="polynomial", power=3.0, warmup_epochs=3.0)[30:]
     np.testing.assert_allclose(got, 0.4 * (1 - np.arange(50) / 50) ** 3, rtol=1e-4)
@@ -93,6 +100,11 @@ def test_warmup_ends_where_one_cycle_begins():
         ({"learning_rate": -0.1}, "optimizer.learning_rate=-0.1"),
         ({"learning_rate": math.nan}, "optimizer.learning_rate=nan"),
         ({"final_fraction": 1.5}, "optimizer.final_fraction=1.5"),
+        (
+            {"initial_fraction": 1.2, "warmup_epochs": 1.0},
+            "optimizer.initial_fraction=1.2: must be",
+        ),
+        ({"initial_fraction": 0.2}, "initial_fraction=0.2: must be 0 without warmup_epochs"),
         ({"warmup_epochs": -1.0}, "optimizer.warmup_epochs=-1.0"),
         ({"warmup_epochs": 7.99}, "optimizer.warmup_epochs=7.99.*epochs=8"),
         ({"schedule": "step"}, "optimizer.boundaries"),

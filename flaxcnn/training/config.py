@@ -173,11 +173,13 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`."""
+    """The inverse of `to_dict`. Raises UserError for a field of another version of flaxcnn."""
 
     def build(cls: type, values: dict[str, Any]) -> Any:
         built = cls()
         for name, value in values.items():
+            if not hasattr(built, name):
+                raise UserError(f"the config was written by another flaxcnn: it has a field {name}")
             default = getattr(built, name)
             if dataclasses.is_dataclass(default):
                 value = build(type(default), value)

@@ -21,6 +21,13 @@ def test_dict_round_trip_keeps_every_field():
     assert restored.epochs == 7
 
 
+def test_a_field_of_another_version_is_named():
+    values = to_dict(Config())
+    values["optimizer"]["bias_rate"] = 1.0
+    with pytest.raises(UserError, match="written by another flaxcnn: it has a field bias_rate$"):
+        from_dict(values)
+
+
 def test_the_defaults_are_valid_and_plain_kwargs_are_taken():
     validate(Config())
     config = Config(model=ModelConfig(kwargs={"activation": "tanh"}))

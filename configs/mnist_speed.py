@@ -1,4 +1,4 @@
-"""MNIST to 99 % in one epoch.
+"""MNIST to 99 %, on average, in one epoch.
 
 python train.py --config configs/mnist_speed.py
 

@@ -126,13 +126,13 @@ def make_optimizer(
 def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies each update by the factors of all patterns that match its parameter's path."""
 
-    def name(path: jax.tree_util.KeyPath) -> str:
+    def join(path: jax.tree_util.KeyPath) -> str:
         return jax.tree_util.keystr(path, simple=True, separator="/")
 
     def init(params: Any) -> optax.EmptyState:
-        names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        names = [join(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         for pattern in rates:
-            if not fnmatch.filter(names, pattern):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 raise UserError(
                     f"optimizer.rates: no parameter is called {pattern}; they are called like "
                     + ", ".join(names[:4])
@@ -140,7 +140,8 @@ def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
         return optax.EmptyState()
 
     def scale(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
-        matched = (rate for p, rate in rates.items() if fnmatch.fnmatchcase(name(path), p))
+        name = join(path)
+        matched = (rate for p, rate in rates.items() if fnmatch.fnmatchcase(name, p))
         return update * math.prod(matched)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.EmptyState]:

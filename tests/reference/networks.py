@@ -60,9 +60,13 @@ DEEP = {
     *("nasnet_a_large", "nasnetalarge", "inception_v3_aux"),
     *("mobilenetv2_140", "mobilenet_v2_1.30_224", "mobilenet_v2_1.40_224"),
 }
-# Training steps that take a minute to compile, of blocks that other training steps have too, and
-# NASNet's, which takes two.
-LONG_STEPS = {"nasnet_a_mobile-small", "inception_v4-short", "mobilenet_v2_0.35_96", "resnet50v2"}
+# Training steps that take half a minute or more to compile, of layers that other networks' training
+# steps have too.
+LONG_STEPS = {
+    *("googlenet_bn_tv_aux", "inception_v3_keras", "inception_v4-short"),
+    *("inception_resnet_v2-short", "nasnet_a_mobile-small", "resnet50v2", "resnext50_32x4d-short"),
+    *("mobilenetv2_050", "mobilenet_v2_0.35_96"),
+}
 
 # AlexNet
 

@@ -37,6 +37,7 @@ def draw_case_curves(path: str | os.PathLike[str], cases: Mapping[str, Sequence[
     accuracies.set(title="Validation accuracy", ylabel="accuracy (%)")
     for axes in (losses, accuracies):
         axes.set_xlabel("epochs")
+        axes.locator_params(axis="x", integer=True)
         axes.grid(color="#DDDDDD")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

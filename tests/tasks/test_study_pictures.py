@@ -37,6 +37,7 @@ def test_curves_are_means_over_calls_and_seeds(figures):
     np.testing.assert_allclose(losses.lines[1].get_xydata(), [[1, 1]])
     np.testing.assert_allclose(accuracies.lines[0].get_xydata(), [[1, 50], [2, 50]])
     assert len(accuracies.lines) == 1  # "b" has not been validated
+    assert all(tick == round(tick) for tick in losses.get_xticks())  # whole epochs
 
 
 def test_an_epoch_that_not_all_seeds_have_is_left_out(figures):

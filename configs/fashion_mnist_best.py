@@ -1,6 +1,8 @@
 """Fashion-MNIST as well as a network of fewer than 300,000 parameters does it.
 
 python train.py --config configs/fashion_mnist_best.py
+
+All 60,000 images are trained on, so nothing is validated on the way. Not measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +17,7 @@ def get_config() -> Config:
         data=DataConfig(
             source="tfds:fashion_mnist",
             batch_size=64,
-            validation=0.05,
+            validation=0.0,
             augment=(("flip",), ("crop", 2, "edge"), ("random_erasing", 0.25)),
             views=(("flip",), ("shift", 1)),
         ),

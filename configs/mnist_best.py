@@ -5,7 +5,8 @@ python train.py --config configs/mnist_best.py
 All 60,000 images are trained on, so nothing is validated on the way.
 
 Measured (one core of an AMD EPYC, AVX2, another run on the other; Python 3.11.7, jaxlib 0.10.1;
-seed 0): test accuracy 99.74 % with 279,818 parameters, 99.75 % without the shifted views.
+seeds 0 and 1): test accuracy 99.74 and 99.78 % with 279,818 parameters, 99.75 and 99.78 % without
+the shifted views, in 55 minutes.
 """
 
 from ml_collections import ConfigDict

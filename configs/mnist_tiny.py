@@ -2,8 +2,9 @@
 
 python train.py --config configs/mnist_tiny.py
 
-Measured (one core of an AMD EPYC, AVX2; Python 3.11.7, jaxlib 0.10.1; seeds 0 and 1): test accuracy
-99.53 and 99.59 % with 9,778 parameters, 99.49 and 99.50 % without the shifted views.
+Measured (one core of an AMD EPYC, AVX2; Python 3.11.7, jaxlib 0.10.1; three seeds): test accuracy
+99.57 % +- 0.03 with 9,778 parameters, 99.51 % +- 0.03 without the shifted views, in 28 to 30
+minutes.
 """
 
 from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig

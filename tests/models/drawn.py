@@ -1,15 +1,9 @@
 """A network with drawn weights, for the tests that compare it with a forward pass in NumPy."""
 
-import functools
-
 import jax
 import numpy as np
 
 from flaxcnn.models import create_model
-
-# A test compiles a network for longer than it runs it. XLA's own passes are as ever; LLVM's, which
-# are half of the time, are left out.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def draw_network(name, images, **kwargs):
@@ -38,11 +32,11 @@ def init_shapes(model, images):
 
 
 def init(model, images):
-    return quick_jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+    return jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
 
 
 def evaluate(model, variables, images):
-    return np.asarray(quick_jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
+    return np.asarray(jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images))
 
 
 def relative_error(ours, expected):

@@ -6,7 +6,7 @@ import numpy as np
 import numpy_layers as layers
 import pytest
 from draw import draw_images
-from drawn import draw_network, evaluate, init, init_shapes, quick_jit, relative_error
+from drawn import draw_network, evaluate, init, init_shapes, relative_error
 from flax import linen as nn
 
 from flaxcnn.errors import UserError
@@ -63,7 +63,7 @@ def test_what_is_trained_and_what_is_kept():
         "bn2": {"bias"},
     }
 
-    @quick_jit
+    @jax.jit
     def train(variables, images):
         return model.apply(variables, images, train=True, mutable=["batch_stats"])[1]
 
@@ -82,9 +82,9 @@ def test_bfloat16_agrees_roughly_and_has_statistics_in_float32():
     images = draw_images(4, 32, 32, 3)
     model, variables = draw_network("airbench94", images, widths=WIDTHS)
     half = create_model("airbench94", widths=WIDTHS, dtype=jnp.bfloat16)
-    apply = quick_jit(lambda v, x: half.apply(v, x, train=True, mutable=["batch_stats"]))
+    apply = jax.jit(lambda v, x: half.apply(v, x, train=True, mutable=["batch_stats"]))
     logits, updates = apply(variables, images)
-    wide, _ = quick_jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(
+    wide, _ = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(
         variables, images
     )
     assert logits.dtype == jnp.float32 and relative_error(np.asarray(logits), wide) < 0.1
@@ -94,7 +94,7 @@ def test_bfloat16_agrees_roughly_and_has_statistics_in_float32():
 @pytest.mark.parametrize(("inputs", "features"), [(5, 9), (5, 5), (5, 3)])
 def test_kernels_start_as_identities(inputs, features):
     """The first outputs are the inputs; the others have PyTorch's default distribution."""
-    kernel = quick_jit(init_identity, static_argnums=1)(jax.random.key(0), (3, 3, inputs, features))
+    kernel = jax.jit(init_identity, static_argnums=1)(jax.random.key(0), (3, 3, inputs, features))
     images = draw_images(2, 6, 7, inputs)
     kept = min(inputs, features)
     outputs = layers.conv2d(images, kernel, padding=1)[..., :kept]

@@ -4,7 +4,7 @@ import numpy as np
 import numpy_layers as layers
 import pytest
 from draw import draw_images
-from drawn import draw_network, evaluate, init, init_shapes, quick_jit, relative_error
+from drawn import draw_network, evaluate, init, init_shapes, relative_error
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, variant
@@ -106,7 +106,7 @@ def test_dropout_is_where_the_paper_and_torchvision_have_it():
     images = draw_images(2, 67, 67, 3)
     for name in ("alexnet_2012_2group", "alexnet"):
         model, variables = draw_network(name, images, dropout=0.99, hidden=(48, 400), num_classes=0)
-        train = quick_jit(
+        train = jax.jit(
             lambda v, m=model: m.apply(v, images, train=True, rngs={"dropout": jax.random.key(1)})
         )
         # After fc2 it leaves few of the features, before it those of positive bias.

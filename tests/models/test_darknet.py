@@ -8,7 +8,6 @@ import numpy as np
 import numpy_layers as layers
 import pytest
 from draw import draw_images, draw_weight
-from drawn import quick_jit
 from flax import traverse_util
 
 from flaxcnn.errors import UserError
@@ -55,7 +54,7 @@ def test_darknet19_equals_numpy(size):
     images = draw_images(2, *size, 3)
     variables = draw_variables(model, images)
     expected = forward(variables, images)
-    logits = quick_jit(functools.partial(model.apply, train=False))(variables, images)
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 

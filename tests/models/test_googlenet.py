@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from draw import draw_images
-from drawn import draw_network, evaluate, quick_jit, relative_error
+from drawn import draw_network, evaluate, relative_error
 from flax import traverse_util
 from numpy_layers import (
     avg_pool,
@@ -82,7 +82,7 @@ def test_auxiliary_logits_are_those_of_numpy():
     images = draw_images(1, 224, 224, 3)
     model, variables = draw_network("googlenet_aux", images, num_classes=10, **NO_DROPOUT)
     tensors = export("googlenet_aux", variables, "caffe", num_classes=10)
-    outputs = quick_jit(functools.partial(model.apply, train=True))(variables, images)
+    outputs = jax.jit(functools.partial(model.apply, train=True))(variables, images)
     assert isinstance(outputs, Outputs)
     expected = forward(tensors, images)
     for ours, theirs in zip((outputs.logits, *outputs.auxiliary), expected, strict=True):

@@ -9,7 +9,6 @@ import numpy_layers as layers
 import pytest
 from counting import count_values
 from draw import draw_images, draw_weight
-from drawn import quick_jit
 from flax import traverse_util
 
 from flaxcnn.errors import UserError
@@ -158,7 +157,7 @@ def test_equals_numpy(name, forward):
     weights = Weights(model, images)
     expected = forward(weights, images)
     assert weights.used == set(weights.values)
-    logits = quick_jit(functools.partial(model.apply, train=False))(weights.variables, images)
+    logits = jax.jit(functools.partial(model.apply, train=False))(weights.variables, images)
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 

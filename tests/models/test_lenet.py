@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import init
 from scipy import signal
 
 from flaxcnn.errors import UserError
@@ -89,9 +90,7 @@ def test_lenet5_parameters_per_layer():
 
 
 def test_initial_weights_are_uniform_by_fan_in():
-    params = create_model("lenet5_1998").init(
-        jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False
-    )["params"]
+    params = init(create_model("lenet5_1998"), jnp.zeros((1, 32, 32, 1)))["params"]
     inputs = np.repeat([len(seen) for seen in TABLE_1], [len(seen) for seen in TABLE_1])
     bounds = {"c1": 25, "c3": 25 * inputs, "c5": 400, "f6": 120}
     for name, fan_in in bounds.items():

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from drawn import draw_network, quick_jit
+from drawn import draw_network
 
 from flaxcnn.models.mobilenet_v2 import round_to_eight
 
@@ -44,7 +44,7 @@ def test_drop_path_is_for_training():
             rngs = {"dropout": jax.random.key(0)}
             return model.apply(variables, images, train=train, mutable=["batch_stats"], rngs=rngs)
 
-        return quick_jit(forward)(variables, images)[0][0]
+        return jax.jit(forward)(variables, images)[0][0]
 
     np.testing.assert_array_equal(apply(plain, False), apply(noisy, False))
     assert np.abs(apply(plain, True) - apply(noisy, True)).max() > 0.1

@@ -4,7 +4,7 @@ import numpy as np
 import numpy_layers as layers
 import pytest
 from draw import draw_images
-from drawn import draw_network, evaluate, init_shapes, quick_jit, relative_error
+from drawn import draw_network, evaluate, init_shapes, relative_error
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model
@@ -75,5 +75,5 @@ def test_smallest_images(name, smallest):
 def test_dropout():
     images = draw_images(1, 32, 32, 3)
     model, variables = draw_network("nin_cifar10", images)
-    train = quick_jit(lambda key: model.apply(variables, images, train=True, rngs={"dropout": key}))
+    train = jax.jit(lambda key: model.apply(variables, images, train=True, rngs={"dropout": key}))
     assert not np.allclose(train(jax.random.key(0)), train(jax.random.key(1)))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn import quick_jit
 from flax import traverse_util
 from numpy_layers import batch_norm, conv2d, dense, global_avg_pool, max_pool, relu
 
@@ -90,7 +89,7 @@ def test_equals_numpy(name):
     images = np.random.default_rng(1).standard_normal((2, height, width, 3)).astype(np.float32)
     model = create_model(name, num_classes=10)
     variables = draw_variables(model, images, gain=2 if name.startswith("plain") else 1)
-    logits = quick_jit(functools.partial(model.apply, train=False))(variables, images)
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
     expected = forward(variables, images, *NETWORKS[name])
     assert np.ptp(expected) > 0.1
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
@@ -132,7 +131,7 @@ def test_drop_path_drops_branches_of_later_blocks_more_often():
     model = create_model("cifar_resnet20", drop_path=0.5)
     images = np.random.default_rng(1).standard_normal((64, 8, 8, 3)).astype(np.float32)
     variables = draw_variables(model, images, gain=1)
-    _, sown = quick_jit(
+    _, sown = jax.jit(
         lambda: model.apply(
             variables,
             images,

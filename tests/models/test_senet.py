@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn import quick_jit
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, variant
@@ -13,9 +12,9 @@ from flaxcnn.models import create_model, variant
 def test_senet154_drops_features_before_the_classifier():
     model = create_model("senet154", depths=(1, 1), features=64, groups=4, num_classes=5)
     images = jnp.ones((2, 32, 32, 3))
-    variables = quick_jit(lambda: model.init(jax.random.key(0), images, train=False))()
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
 
-    @quick_jit
+    @jax.jit
     def train(key):
         rngs = {"dropout": key}
         return model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])[0]

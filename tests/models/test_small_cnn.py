@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import init
 from flax import linen as nn
 
 from flaxcnn.errors import UserError
@@ -98,19 +99,18 @@ def test_global_pool_averages_the_last_maps():
     assert init_shapes(model, (28, 28, 1))["params"].keys() == {
         f"conv{i}{bn}" for i in range(1, 6) for bn in ("", "_bn")
     }
-    variables = model.init(jax.random.key(0), images, train=False)
-    features, state = model.apply(
-        variables, images, train=False, capture_intermediates=True, mutable=["intermediates"]
-    )
+    features, state = jax.jit(
+        lambda variables: model.apply(
+            variables, images, train=False, capture_intermediates=True, mutable=["intermediates"]
+        )
+    )(init(model, images))
     maps = np.asarray(state["intermediates"]["conv5_bn"]["__call__"][0])
     assert maps.shape == (2, 7, 7, 24)
     np.testing.assert_allclose(features, maps.mean((1, 2)), rtol=1e-5, atol=1e-6)
 
 
 def test_initial_weights_are_glorot_uniform():
-    variables = create_model("mnist_cnn_220k").init(
-        jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False
-    )
+    variables = init(create_model("mnist_cnn_220k"), jnp.zeros((1, 28, 28, 1)))
     for name, fans in {"conv2": 9 * (32 + 64), "fc1": 3136 + 64}.items():
         kernel = np.asarray(variables["params"][name]["kernel"])
         bound = (6 / fans) ** 0.5

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn import quick_jit
 from numpy_layers import conv2d, global_avg_pool, max_pool, relu
 
 from flaxcnn.errors import UserError
@@ -63,7 +62,7 @@ def test_forms_without_a_port_are_the_papers(name, side, arguments, projections)
     params = variables["params"]
     projected = [n for n in range(2, 10) if "bypass" in params[f"fire{n}"]]
     assert projected == list(projections)
-    logits = quick_jit(functools.partial(model.apply, train=False))(variables, images)
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
     expected = reference(params, images, **arguments)
     assert np.ptp(expected) > 0.1
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counting import count_multiply_adds, count_values, equations, multiply_adds
-from drawn import quick_jit
 from flax import nnx
 
 from flaxcnn.errors import UserError
@@ -112,7 +111,7 @@ def test_multiply_adds(name):
 def test_every_parameter_gets_a_gradient(name):
     model, images, variables = small(name)
 
-    @quick_jit
+    @jax.jit
     def gradient(params):
         def loss(params):
             return jnp.sin(model.apply({**variables, "params": params}, images, train=False)).sum()
@@ -147,7 +146,7 @@ def test_training_computes_what_evaluation_does(name):
 def test_training_draws_noise_and_updates_statistics(name):
     model, images, variables = small(name, **NOISY.get(name, {}))
 
-    @quick_jit
+    @jax.jit
     def train(key):
         rngs = {"dropout": key}
         return model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
@@ -158,7 +157,7 @@ def test_training_draws_noise_and_updates_statistics(name):
     old, new = variables["batch_stats"], updates.get("batch_stats", {})
     assert bool(new) == (name in NORMALIZED)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: not np.array_equal(a, b), old, new)))
-    evaluate = quick_jit(lambda: model.apply(variables, images, train=False))
+    evaluate = jax.jit(lambda: model.apply(variables, images, train=False))
     assert not np.allclose(evaluate(), logits, atol=1e-3)
 
 
@@ -193,7 +192,7 @@ def test_bfloat16_is_computed_and_close(name):
     heavy = [e.invars[0].aval.dtype for e in equations(jaxpr.jaxpr) if multiply_adds(e)]
     assert set(heavy[:-1]) == {jnp.dtype("bfloat16")}  # the last is the float32 classifier
     exact, rough = (
-        quick_jit(lambda m=m: m.apply(variables, images, train=False))() for m in (model, low)
+        jax.jit(lambda m=m: m.apply(variables, images, train=False))() for m in (model, low)
     )
     assert not np.array_equal(rough, exact)
     np.testing.assert_allclose(rough, exact, atol=0.03 * float(jnp.abs(exact).max()))
@@ -223,7 +222,7 @@ def test_runs_under_nnx():
         "params": nnx.to_pure_dict(nnx.state(module, nnx.Param)),
         "batch_stats": nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)),
     }
-    expected, updates = quick_jit(
+    expected, updates = jax.jit(
         lambda v: model.apply(v, images, train=True, mutable=["batch_stats"])
     )(variables)
     np.testing.assert_allclose(train(module), expected, rtol=1e-5, atol=1e-5)

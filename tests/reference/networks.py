@@ -57,7 +57,7 @@ DEEP = {
     *("seresnet101_v1", "seresnet152_v1", "seresnext50_32x4d_timm", "senet154"),
     *("vgg13", "vgg13_bn", "vgg16_bn", "vgg19", "vgg19_bn"),
     *("densenet161", "densenet169", "densenet201", "densenet264"),
-    *("nasnet_a_large", "nasnetalarge", "inception_v3_aux"),
+    *("nasnet_a_mobile", "nasnet_a_large", "nasnetalarge", "inception_v3_aux"),
     *("mobilenetv2_140", "mobilenet_v2_1.30_224", "mobilenet_v2_1.40_224"),
 }
 # Training steps that take half a minute or more to compile, of layers that other networks' training

@@ -14,7 +14,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-EPOCHS, KILLS = 8, 3
+EPOCHS, KILLS = 8, 2
 OVERRIDES = [
     f"--config.epochs={EPOCHS}",
     "--config.steps_per_call=4",

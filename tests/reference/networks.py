@@ -386,6 +386,7 @@ VGG = [
             kwargs={"dropout": 0.0},
             batch=4 if name == "vgg11_bn" else 2,
             gain=2.0,
+            offset=3.0 if name == "vgg11_bn" else 0.0,
             training=name == "vgg11_bn",
         )
         for depth in (11, 13, 16, 19)

@@ -4,6 +4,10 @@ python train.py --config configs/cifar10_resnet20.py
 
 64,000 steps of 128 images, the rate divided by 10 after 32,000 and 48,000; 5,000 images held out.
 Beyond the borders the crops see the mean colour, as zeros are there after subtracting the mean.
+
+Not trained to its end: 182 epochs of 6 minutes take some 18 hours of one core of an AMD EPYC
+(AVX2; jaxlib 0.10.1). Validation accuracy after the first four, at the first rate (seed 0): 47.5,
+59.1, 68.3 and 66.8 %.
 """
 
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -179,7 +179,7 @@ def test_counts_of_other_ports(name, kwargs, params):
 
 def test_smallest_and_odd_sizes():
     for name in ("inception_resnet_v1", "inception_resnet_v2", "inception_resnet_v2_paper"):
-        model = create_model(name, num_classes=10, drop_path=0.2)
+        model = create_model(name, num_classes=10, depths=(1, 1, 1), drop_path=0.2)
         for height, width in ((75, 75), (86, 131)):
             images = jnp.zeros((1, height, width, 3))
             keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}

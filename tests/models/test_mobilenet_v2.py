@@ -35,16 +35,19 @@ def test_one_pixel_is_enough():
 def test_drop_path_is_for_training():
     images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
     plain, variables = draw_network(
-        "mobilenet_v2", images, width=0.35, features_only=True, out_indices=(5,)
+        "mobilenet_v2", images, width=0.35, features_only=True, out_indices=(3,)
     )
     noisy = plain.clone(drop_path=0.9)
 
     def apply(model, train):
         def forward(variables, images):
             rngs = {"dropout": jax.random.key(0)}
-            return model.apply(variables, images, train=train, mutable=["batch_stats"], rngs=rngs)
+            outputs = model.apply(
+                variables, images, train=train, mutable=["batch_stats"], rngs=rngs
+            )
+            return outputs[0][0]
 
-        return jax.jit(forward)(variables, images)[0][0]
+        return jax.jit(forward)(variables, images)
 
     np.testing.assert_array_equal(apply(plain, False), apply(noisy, False))
     assert np.abs(apply(plain, True) - apply(noisy, True)).max() > 0.1

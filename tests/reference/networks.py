@@ -65,7 +65,7 @@ DEEP = {
 LONG_STEPS = {
     *("googlenet_bn_tv_aux", "inception_v3_keras", "inception_v4-short"),
     *("inception_resnet_v2-short", "nasnet_a_mobile-small", "resnet50v2", "resnext50_32x4d-short"),
-    *("mobilenetv2_050", "mobilenet_v2_0.35_96"),
+    *("mobilenetv2_050", "mobilenet_v2_0.35_96", "mobilenet_v1_0.25_128", "xception"),
 }
 
 # AlexNet

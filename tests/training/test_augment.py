@@ -54,7 +54,7 @@ def test_floats_are_not_scaled_again():
 
 
 @pytest.mark.slow
-def test_a_run_with_a_policy_learns_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+def test_a_run_with_a_policy_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     from flaxcnn.training import loop
 
     config = make_config(augment=POLICY)
@@ -78,8 +78,6 @@ def test_a_run_with_a_policy_learns_and_goes_on_to_the_same_bits(tmp_path, monke
     assert resumed is not None and resumed == whole
     lines = [(tmp_path / name / "result.json").read_text() for name in ("whole", "parts")]
     assert lines[0] == lines[1]
-    plain = run(make_config(), tmp_path / "plain")  # the policy does something
-    assert plain is not None and plain != whole
 
 
 def make_experiment(**data) -> Experiment:

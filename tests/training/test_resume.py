@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from flaxcnn.training import Config, OptimizerConfig, run
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -44,13 +46,13 @@ def rows(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-@pytest.fixture(scope="module", params=["resident", "streaming"])
-def reference(request, run_command, tmp_path_factory):
-    """An uninterrupted run: its feeder, hash and workdir."""
-    workdir = tmp_path_factory.mktemp(request.param) / "run"
-    finished = run_command(*command(workdir, request.param))
+@pytest.fixture(scope="module")
+def reference(run_command, tmp_path_factory):
+    """An uninterrupted run with the resident feeder: its hash and workdir."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finished = run_command(*command(workdir, "resident"))
     assert finished.returncode == 0, finished.stderr
-    return request.param, final_hash(finished.stdout), workdir
+    return final_hash(finished.stdout), workdir
 
 
 def start(command_env, workdir: Path, feeder: str) -> subprocess.Popen:
@@ -64,8 +66,11 @@ def start(command_env, workdir: Path, feeder: str) -> subprocess.Popen:
     )
 
 
-def test_killed_at_random_moments_and_started_again(reference, command_env, run_command, tmp_path):
-    feeder, expected, uninterrupted = reference
+@pytest.mark.parametrize("feeder", ["resident", "streaming"])
+def test_killed_at_random_moments_and_started_again(
+    feeder, reference, command_env, run_command, tmp_path
+):
+    expected, uninterrupted = reference
     seed = random.randrange(2**32)
     print(f"moments drawn with seed {seed}")
     rng, reached = random.Random(seed), []
@@ -101,8 +106,8 @@ def rows_while_written(workdir: Path) -> list[dict]:
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(reference, command_env, run_command, tmp_path):
-    feeder, expected, _ = reference
-    process = start(command_env, tmp_path / "run", feeder)
+    expected, _ = reference
+    process = start(command_env, tmp_path / "run", "streaming")  # whose workers are stopped, too
     while process.poll() is None and not rows_while_written(tmp_path / "run"):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -110,29 +115,28 @@ def test_sigterm_saves_and_the_same_command_goes_on(reference, command_env, run_
     assert process.returncode == 0, stderr
     assert "to go on, run the same command again" in stdout
     assert not (tmp_path / "run" / "result.json").exists()
-    finished = run_command(*command(tmp_path / "run", feeder))
+    finished = run_command(*command(tmp_path / "run", "streaming"))
     assert "going on from step" in finished.stdout
     assert final_hash(finished.stdout) == expected
 
 
-def test_a_run_that_stopped_early_and_was_killed_before_its_report_does_not_go_on(
-    run_command, tmp_path
-):
-    arguments = ["--config.early_stopping=1", "--config.monitor=loss", "--config.epochs=30"]
-    arguments += ["--config.optimizer.learning_rate=0.5"]  # soon worse than before
-    first = run_command("train.py", "--workdir", tmp_path / "run", *arguments)
-    steps = json.loads((tmp_path / "run" / "result.json").read_text())["steps"]
-    assert steps < 30 * 40
-    (tmp_path / "run" / "result.json").unlink()
-    second = run_command("train.py", "--workdir", tmp_path / "run", *arguments)
-    assert final_hash(second.stdout) == final_hash(first.stdout)
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == steps
+def test_a_run_that_stopped_early_and_was_killed_before_its_report_does_not_go_on(tmp_path):
+    config = Config(
+        optimizer=OptimizerConfig(learning_rate=0.5),  # soon worse than before
+        epochs=30,
+        early_stopping=1,
+        monitor="loss",
+    )
+    first = run(config, tmp_path)
+    assert first is not None and first["steps"] < 30 * 20
+    (tmp_path / "result.json").unlink()
+    assert run(config, tmp_path) == first
 
 
 def test_a_finished_run_prints_its_result_again_and_does_nothing(reference, run_command):
-    feeder, expected, workdir = reference
+    expected, workdir = reference
     before = {f: f.stat().st_mtime_ns for f in workdir.rglob("*.json*")}
-    finished = run_command(*command(workdir, feeder))
+    finished = run_command(*command(workdir, "resident"))
     assert finished.returncode == 0
     assert final_hash(finished.stdout) == expected
     assert "macro average" in finished.stdout
@@ -141,15 +145,15 @@ def test_a_finished_run_prints_its_result_again_and_does_nothing(reference, run_
 
 
 def test_another_config_in_the_same_workdir_is_refused(reference, run_command):
-    feeder, _, workdir = reference
-    refused = run_command(*command(workdir, feeder), "--config.optimizer.learning_rate=0.5")
+    _, workdir = reference
+    refused = run_command(*command(workdir, "resident"), "--config.optimizer.learning_rate=0.5")
     assert refused.returncode == 2
     assert "optimizer.learning_rate: 0.003 -> 0.5" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
 def test_the_workdir_holds_what_the_readme_says(reference):
-    _, _, workdir = reference
+    _, workdir = reference
     names = {path.name for path in workdir.iterdir()} - {".lock"}
     assert names == {
         "config.json",

@@ -139,6 +139,7 @@ def test_a_run_reports_with_its_views_and_the_plain_figures_beside(workdir, digi
     )
 
 
+@pytest.mark.slow
 def test_views_change_neither_training_nor_validation(workdir, tmp_path):
     plain = run(make_config(), tmp_path)
     assert plain is not None and "without_views" not in plain
@@ -232,8 +233,11 @@ def test_a_flattening_network_is_refused_another_size_before_a_run_begins(tmp_pa
     refused(r"^data.views\[0\] \('shift', 8\): 8x8 images cannot be moved", views=[("shift", 8)])
 
 
-def test_training_at_a_lower_resolution_and_testing_at_the_datas_own(tmp_path, digits):
+@pytest.mark.slow
+def test_training_at_a_lower_resolution_and_testing_at_the_datas_own(workdir, tmp_path, digits):
     config = make_config(augment=[("resize", 6, 6), ("crop", 1, {"fill": 0})])
     result = run(config, tmp_path)
     assert result is not None and result["accuracy"] > 0.2
+    unaugmented = json.loads((workdir / "result.json").read_text())
+    assert result["params_sha256"] != unaugmented["params_sha256"]
     assert_means(result, logits_of(load_run(tmp_path, "last"), digits[0]), digits[1])

@@ -38,9 +38,9 @@ def train(capsys):
 
 @pytest.fixture(scope="module")
 def workdir(run_command, tmp_path_factory) -> Path:
-    """A finished run of 8 epochs on digits."""
+    """A finished run of 4 epochs on digits."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    finished = run_command("train.py", "--workdir", folder, "--config.epochs=8")
+    finished = run_command("train.py", "--workdir", folder, "--config.epochs=4")
     assert finished.returncode == 0, finished.stderr
     return folder
 

@@ -58,6 +58,7 @@ DEEP = {
     *("vgg13", "vgg13_bn", "vgg16_bn", "vgg19", "vgg19_bn"),
     *("densenet161", "densenet169", "densenet201", "densenet264"),
     *("nasnet_a_mobile", "nasnet_a_large", "nasnetalarge", "inception_v3_aux"),
+    "inception_resnet_v2",
     *("mobilenetv2_140", "mobilenet_v2_1.30_224", "mobilenet_v2_1.40_224"),
 }
 # Training steps that take half a minute or more to compile, of layers that other networks' training

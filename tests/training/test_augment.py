@@ -21,7 +21,7 @@ def make_config(**data) -> Config:
         data=DataConfig(**{"source": "digits", "batch_size": 64, **data}),
         optimizer=OptimizerConfig(name="adam", learning_rate=0.003),
         epochs=2,
-        steps_per_call=7,
+        steps_per_call=10,
     )
 
 

@@ -1,12 +1,13 @@
-"""Fashion-MNIST with 279,818 parameters.
+"""Fashion-MNIST with 492,616 parameters: a narrow airbench94, trained for twice its epochs.
 
 python train.py --config configs/fashion_mnist_best.py
 
-All 60,000 images are trained on, so nothing is validated on the way.
+The recipe of `cifar10_speed.py`. All 60,000 images are trained on, so nothing is validated on the
+way.
 
 Measured (one core of an AMD EPYC, AVX2, other work on the other; Python 3.11.7, jaxlib 0.10.1; seed
-0 alone): test accuracy 94.26 % over six views, 93.92 % without, in 79 minutes at its median rate.
-It underfits: of the augmented training images it knows 94.2 % in the end.
+0 alone): test accuracy 94.52 % over six views, 94.20 % without, in 58 minutes at its median rate.
+Of the augmented training images it knows 96.3 % in its last epoch.
 """
 
 from ml_collections import ConfigDict
@@ -15,23 +16,31 @@ from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, Optimi
 
 
 def get_config() -> Config:
-    """Thirty epochs of AdamW with a one-cycle schedule, flips, crops, erasing, averaged weights."""
+    """Twenty epochs of SGD with Nesterov momentum, lookahead and alternating flips."""
+    momentum = 0.85
+    learning_rate = 11.5 / (1 + 1 / (1 - momentum))
     return Config(
-        model=ModelConfig(name="mnist_cnn_280k", kwargs=ConfigDict({"maps_dropout": 0.25})),
+        model=ModelConfig(name="airbench94", kwargs=ConfigDict({"widths": (32, 128, 128)})),
         data=DataConfig(
             source="tfds:fashion_mnist",
-            batch_size=64,
+            batch_size=1024,
+            eval_batch_size=1000,
             validation=0.0,
-            augment=(("flip",), ("crop", 2, "edge"), ("random_erasing", 0.25)),
-            views=(("flip",), ("shift", 1)),
+            augment=(("alternating_flip",), ("crop", 2, "edge")),
+            views=(("shift", 1), ("flip",)),
         ),
-        loss=LossConfig(label_smoothing=0.1),
+        loss=LossConfig(label_smoothing=0.2),
         optimizer=OptimizerConfig(
-            name="adamw",
-            learning_rate=0.003,
-            weight_decay=0.05,
-            schedule="one_cycle",
-            ema_decay=0.999,
+            name="nesterov",
+            kwargs=ConfigDict({"momentum": momentum}),
+            learning_rate=learning_rate,
+            weight_decay=0.0153 / 11.5,
+            schedule="linear",
+            warmup_epochs=2.3,
+            initial_fraction=0.2,
+            final_fraction=0.07,
+            rates=ConfigDict({"*/bn*/bias": 64.0}),
+            lookahead_every=5,
         ),
-        epochs=30,
+        epochs=20,
     )

@@ -2,7 +2,8 @@
 
 The networks of two textbooks (Chollet, Deep Learning with Python, 2017; Geron, Hands-On Machine
 Learning, 2nd edition, 2019), those of the notebooks this project grew from, and three of its own:
-`mnist_tiny`, under 10,000 parameters, `mnist_cnn_280k`, and `digits_cnn` for 8x8 images. Weights start as in Keras (Glorot and Bengio 2010, uniform; biases zero).
+`mnist_tiny`, under 10,000 parameters, `mnist_cnn_280k`, and `digits_cnn` for 8x8 images. Weights
+start as in Keras (Glorot and Bengio 2010, uniform; biases zero).
 """
 
 import dataclasses

@@ -107,7 +107,7 @@ def rows_while_written(workdir: Path) -> list[dict]:
 
 def test_sigterm_saves_and_the_same_command_goes_on(reference, command_env, run_command, tmp_path):
     expected, _ = reference
-    process = start(command_env, tmp_path / "run", "streaming")  # whose workers are stopped, too
+    process = start(command_env, tmp_path / "run", "streaming")
     while process.poll() is None and not rows_while_written(tmp_path / "run"):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)

@@ -2,8 +2,8 @@
 
 A test compiles for longer than it computes, so LLVM's optimizations are left out (XLA's are not):
 four files took 23 to 55 % less time. The commands that tests start are compiled as a user's; for
-the tests themselves, too, set XLA_FLAGS=--xla_backend_optimization_level=3, as the gradients of the
-largest networks (-m zoo) need: without, rounding moves two of them by 0.13 %, and 0.1 is the bar.
+the tests themselves, too, set XLA_FLAGS=--xla_backend_optimization_level=3, as two training steps
+of -m zoo need: without, rounding moves a gradient of each by 0.13 %, and 0.1 is the bar.
 """
 
 import os

@@ -128,7 +128,7 @@ def test_a_run_that_stopped_early_and_was_killed_before_its_report_does_not_go_o
         monitor="loss",
     )
     first = run(config, tmp_path)
-    assert first is not None and first["steps"] < 30 * 20
+    assert first is not None and first["steps"] < 30 * 20  # steps in an epoch
     (tmp_path / "result.json").unlink()
     assert run(config, tmp_path) == first
 

@@ -16,9 +16,8 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
 os.environ["XLA_FLAGS"] = _FLAGS + os.environ.get("XLA_FLAGS", "")
-# On AVX-512, jaxlib logs as an error, some kilobytes for each computation that it takes from the
-# cache, that the processor lacks LLVM's preferences (prefer-no-gather). A command whose stderr is
-# a pipe that nobody reads meanwhile then waits for ever; so only fatal errors are logged.
+# On AVX-512, jaxlib 0.10.1 logs as an error, some kilobytes for each computation that it takes from
+# the cache, that the processor lacks LLVM's preferences (prefer-no-gather): log fatal errors alone.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax  # noqa: E402 (the environment comes first)

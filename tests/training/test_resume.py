@@ -56,14 +56,16 @@ def reference(run_command, tmp_path_factory):
 
 
 def start(command_env, workdir: Path, feeder: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *command(workdir, feeder)],
-        cwd=ROOT,
-        env=command_env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """Its stdout and stderr are files beside `workdir`: a pipe that nobody reads would stop it."""
+    beside = workdir.parent
+    with open(beside / "stdout", "w") as stdout, open(beside / "stderr", "w") as stderr:
+        return subprocess.Popen(
+            [sys.executable, *command(workdir, feeder)],
+            cwd=ROOT,
+            env=command_env,
+            stdout=stdout,
+            stderr=stderr,
+        )
 
 
 @pytest.mark.parametrize(("feeder", "kills"), [("resident", 1), ("streaming", 2)])
@@ -85,7 +87,7 @@ def test_killed_at_random_moments_and_started_again(
         time.sleep(rng.uniform(0, 0.6))
         assert process.poll() is None, "it ended before it could be killed"
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
         reached.append(max(row["step"] for row in rows_while_written(tmp_path / "run")))
     finished = run_command(*command(tmp_path / "run", feeder))
     assert finished.returncode == 0, finished.stderr
@@ -111,9 +113,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(reference, command_env, run_
     while process.poll() is None and not rows_while_written(tmp_path / "run"):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
-    assert "to go on, run the same command again" in stdout
+    assert process.wait(timeout=60) == 0, (tmp_path / "stderr").read_text()
+    assert "to go on, run the same command again" in (tmp_path / "stdout").read_text()
     assert not (tmp_path / "run" / "result.json").exists()
     finished = run_command(*command(tmp_path / "run", "streaming"))
     assert "going on from step" in finished.stdout

@@ -1,15 +1,18 @@
 """The one file that knows about orbax: saves and restores a `TrainState`, whole or not at all.
 
-A checkpoint holds the state, the validation history up to its step, and the state's SHA-256. It is
-written in the background and appears under its name only when complete (orbax renames a finished
-temporary folder), so a run killed while saving has lost nothing it had.
+A checkpoint holds the state, the validation history up to its step, and two SHA-256: of the state's
+bytes, and of its layout, by which one of another version is told from a damaged one. It is written
+in the background and appears under its name only when complete (orbax renames a finished temporary
+folder), so a run killed while saving has lost nothing it had.
 """
 
+import contextlib
 import errno
 import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from flaxcnn.errors import UserError
-from flaxcnn.training.state import TrainState, hash_tree
+from flaxcnn.training.state import TrainState, hash_layout, hash_tree
 
 _SPACE_FOR_METADATA = 2**18  # bytes, of a checkpoint beside its arrays
 History = list[dict[str, float]]  # one row of validation metrics per epoch
@@ -65,7 +68,8 @@ class Checkpoints:
         metrics: Any = history[-1] if validated else None
         state = jax.device_get(_without_typed_keys(state))
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        metadata = {"history": history, "sha256": hash_tree(state)}
+        hashes = {"sha256": hash_tree(state), "layout": hash_layout(state)}
+        metadata = {"history": history, **hashes}
         self._checkpointer.save_checkpointables_async(
             step,
             {"state": state},
@@ -86,29 +90,36 @@ class Checkpoints:
 
         A damaged one is reported on stderr and left alone (the run overwrites it when it gets
         there again), and the one before is tried.
+
+        Raises:
+            UserError: one that is whole has another layout: starting anew would overwrite it.
         """
         for step in sorted(self.steps, reverse=True):
             try:
                 return step, *self.restore(step, abstract)
-            except UserError as error:
+            except _DamagedError as error:
                 print(f"{error}; trying the one before", file=sys.stderr)
         return None
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, History]:
         """The state saved at `step`, as NumPy arrays, to be placed on any number of devices.
 
-        Raises UserError if the checkpoint is damaged or of another network.
+        Raises UserError if the checkpoint is damaged, or of another network or version.
         """
+        abstract = _without_typed_keys(abstract)
         # NumPy arrays as the target: what is read need not fit the devices it was saved from.
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _without_typed_keys(abstract))
-        try:
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)
+        with _damage_named(step):
             metadata: Any = self._checkpointer.metadata(step).custom_metadata
+        if metadata.get("layout") != hash_layout(abstract):
+            raise UserError(
+                f"checkpoint {step} was written by another version of flaxcnn or of optax, whose "
+                "training state has other parts; that version can read it"
+            )
+        with _damage_named(step):
             state = self._checkpointer.load(step, target)
             if hash_tree(state) != metadata["sha256"]:
                 raise ValueError("its SHA-256 is not the one it was saved with")
-        except Exception as error:  # whatever orbax and tensorstore raise on damaged files
-            reason = str(error).strip().split("\n")[0][:200]
-            raise UserError(f"checkpoint {step} is damaged: {reason}") from error
         return _with_typed_keys(state), metadata["history"]
 
     @property
@@ -130,6 +141,19 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the saves under way and lets go of the directory."""
         self._checkpointer.close()
+
+
+class _DamagedError(UserError):
+    """A checkpoint that cannot be read."""
+
+
+@contextlib.contextmanager
+def _damage_named(step: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever orbax and tensorstore raise on damaged files
+        reason = str(error).strip().split("\n")[0][:200]
+        raise _DamagedError(f"checkpoint {step} is damaged: {reason}") from error
 
 
 def _without_typed_keys(state: TrainState) -> TrainState:

@@ -28,7 +28,7 @@ from flaxcnn.models.registry import create_model
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.tasks.losses import compute_class_weights, make_loss
 from flaxcnn.training.config import Config, to_dict
-from flaxcnn.training.optim import make_optimizer
+from flaxcnn.training.optim import Lookahead, make_lookahead, make_optimizer
 from flaxcnn.training.schedules import make_schedule
 from flaxcnn.training.sharding import check_divisible, make_parallel
 from flaxcnn.training.state import TrainState, make_state
@@ -120,7 +120,12 @@ class Experiment:
     @cached_property
     def tx(self) -> optax.GradientTransformation:
         """The optimizer."""
-        return make_optimizer(self.config.optimizer, self.schedule, self.plan.total_steps)
+        return make_optimizer(self.config.optimizer, self.schedule)
+
+    @cached_property
+    def lookahead(self) -> Lookahead | None:
+        """What follows the optimizer."""
+        return make_lookahead(self.config.optimizer, self.plan.total_steps)
 
     @cached_property
     def preprocess(self):
@@ -149,9 +154,16 @@ class Experiment:
         tx: optax.GradientTransformation,
         initialize: Callable[[Any], Any] | None = None,
     ) -> TrainState:
-        seed, ema = self.config.seed, self.config.optimizer.ema_decay > 0
-        shape = self.facts.image_shape
-        return make_state(model, tx, shape, seed=seed, ema=ema, initialize=initialize)
+        optimizer = self.config.optimizer
+        return make_state(
+            model,
+            tx,
+            self.facts.image_shape,
+            seed=self.config.seed,
+            ema=optimizer.ema_decay > 0,
+            lookahead=optimizer.lookahead_every > 0,
+            initialize=initialize,
+        )
 
     def feeder(self, split: Split) -> Resident | Streaming:
         """The split on the device, or streamed where it was too large to be kept in memory."""
@@ -171,6 +183,7 @@ class Experiment:
             augment=self._make_augment(),
             accumulate=self.config.optimizer.accumulate,
             ema_decay=self.config.optimizer.ema_decay,
+            lookahead=self.lookahead,
             auxiliary_weight=self.config.loss.auxiliary_weight,
             axis_name=self.parallel.axis_name,
         )
@@ -290,7 +303,8 @@ def make_experiment(config: Config, workdir: Workdir) -> Experiment:
         return Experiment(config, Facts(**workdir.read("run")), load_data(config))
     # The optimizer's mistakes are told before a large data set is read; any epoch length will do.
     schedule = make_schedule(config.optimizer, 1000, config.epochs)
-    make_optimizer(config.optimizer, schedule, 1000 * config.epochs)
+    make_optimizer(config.optimizer, schedule)
+    make_lookahead(config.optimizer, 1000 * config.epochs)
     dataset = load_data(config)
     experiment = Experiment(config, find_facts(config, dataset), dataset)
     _ = experiment.plan  # refuses a batch larger than the split
@@ -311,9 +325,7 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
     draws = _make_draws(config, dataset)
     task = make_task(config, list(dataset.class_names))
     model = make_model(config, list(dataset.class_names), None)
-    state = jax.eval_shape(
-        lambda: make_state(model, optax.identity(), dataset.image_shape, seed=0, ema=False)
-    )
+    state = jax.eval_shape(lambda: make_state(model, optax.identity(), dataset.image_shape, seed=0))
     for field, shape in (("data.augment", seen), ("data.views", viewed)):
         if shape != dataset.image_shape:
             check_takes(model, state.variables, shape, field)

@@ -126,7 +126,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
     if step is None:
         raise UserError(f"{path} has no checkpoint yet")
     model = make_model(config, facts.class_names, None)
-    tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate, 1)
+    tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
     abstract = jax.eval_shape(
         lambda: make_state(
             model,
@@ -134,6 +134,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
             facts.image_shape,
             seed=config.seed,
             ema=config.optimizer.ema_decay > 0,
+            lookahead=config.optimizer.lookahead_every > 0,
         )
     )
     state, _ = checkpoints.restore(step, abstract)

@@ -2,7 +2,7 @@
 
 Clipping comes first, in the order value, global norm, adaptive; then the optimizer, which weighs
 in the decay. A gradient is thus clipped before weight decay is added to it, as in PyTorch. Last
-come the rates of single parameters, and lookahead.
+come the rates of single parameters. Lookahead moves weights after all that, and is apart from it.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import fnmatch
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,9 +84,9 @@ _RULES = {
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule, total_steps: int
+    config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The update rule of `config` for a run of `total_steps`, with learning rates from `schedule`.
+    """The update rule of `config`, with learning rates from `schedule`.
 
     Weight decay applies to kernels only. adamw, lamb, lion and muon decay the weights themselves
     by learning rate x `weight_decay` (Loshchilov 2019), lars within its trust ratio (You 2017); in
@@ -117,10 +117,7 @@ def make_optimizer(
     chain.append(rule.make(schedule, **arguments))
     if config.rates:
         chain.append(_scale_by_path(config.rates.to_dict()))
-    tx = optax.chain(*chain)
-    if config.lookahead_every:
-        tx = _lookahead(tx, config.lookahead_every, config.lookahead_decay, total_steps)
-    return tx
+    return optax.chain(*chain)
 
 
 def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
@@ -150,44 +147,38 @@ def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-class _Lookahead(NamedTuple):
-    """Updates done, the slow weights, and the state of the optimizer that is wrapped."""
-
-    step: jax.Array  # int32 []
-    slow: Any
-    fast: optax.OptState
-
-
-def _lookahead(
-    tx: optax.GradientTransformation, every: int, decay: float, total_steps: int
-) -> optax.GradientTransformation:
-    """Takes the weights that `tx` moves back to a slow copy after `every` steps, and at the end.
+@dataclasses.dataclass(frozen=True)
+class Lookahead:
+    """Weights and batch statistics go back to a slow copy after `every` steps, and at the end.
 
     The copy first moves towards them, and keeps the share decay^every (step / total_steps)^3 of
     where it was: nothing at the start, where it follows them. Zhang 2019, Algorithm 1, with the
     share of Jordan 2024 (arXiv:2404.00498), section 3.4. The optimizer's own state is not reset.
     """
 
-    def init(params: Any) -> _Lookahead:
-        # A copy: the step donates its state, and one buffer cannot be donated twice.
-        return _Lookahead(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), tx.init(params))
+    every: int
+    decay: float
+    total_steps: int
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, _Lookahead]:
-        updates, inner = tx.update(updates, state.fast, params)
-        step = state.step + 1
-        due = (step % every == 0) | (step == total_steps)
-        kept = decay**every * (step / total_steps) ** 3
+    def __call__(self, step: jax.Array, fast: Any, slow: Any) -> tuple[Any, Any]:
+        """Both trees after update number `step` (int32 [], from 1), which has moved `fast`."""
+        due = (step % self.every == 0) | (step == self.total_steps)
+        kept = self.decay**self.every * (step / self.total_steps) ** 3
+        # In this form what never changes, such as the kernel of a whitening layer, keeps its bits.
+        slow = jax.tree.map(lambda s, f: jnp.where(due, s + (1 - kept) * (f - s), s), slow, fast)
+        return jax.tree.map(lambda s, f: jnp.where(due, s, f), slow, fast), slow
 
-        def move(slow: jax.Array, param: jax.Array, change: jax.Array) -> jax.Array:
-            return jnp.where(due, kept * slow + (1 - kept) * (param + change), slow)
 
-        slow = jax.tree.map(move, state.slow, params, updates)
-        updates = jax.tree.map(
-            lambda change, copy, param: jnp.where(due, copy - param, change), updates, slow, params
-        )
-        return updates, _Lookahead(step, slow, inner)
+def make_lookahead(config: OptimizerConfig, total_steps: int) -> Lookahead | None:
+    """The lookahead of `config` for a run of `total_steps`, if it has one.
 
-    return optax.GradientTransformation(init, update)
+    Raises UserError if `lookahead_decay` is out of range.
+    """
+    if not 0.0 <= config.lookahead_decay <= 1.0:
+        raise UserError(f"optimizer.lookahead_decay={config.lookahead_decay}: must be in 0..1")
+    if not config.lookahead_every:
+        return None
+    return Lookahead(config.lookahead_every, config.lookahead_decay, total_steps)
 
 
 def _check_fields(config: OptimizerConfig) -> None:
@@ -200,13 +191,6 @@ def _check_fields(config: OptimizerConfig) -> None:
     for pattern, rate in config.rates.to_dict().items():
         if type(rate) not in (int, float) or not 0.0 <= rate < math.inf:
             raise UserError(f"optimizer.rates: {pattern} must have a factor >= 0, got {rate!r}")
-    if not 0.0 <= config.lookahead_decay <= 1.0:
-        raise UserError(f"optimizer.lookahead_decay={config.lookahead_decay}: must be in 0..1")
-    if config.lookahead_every and config.schedule == "plateau":
-        raise UserError(
-            "optimizer.lookahead_every: cannot be combined with schedule='plateau', which would "
-            "scale the way back to the slow weights too"
-        )
 
 
 def _check_kwargs(config: OptimizerConfig, rule: _Rule) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """All that a run is at one step: arrays only, so one call saves it."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ class TrainState(struct.PyTreeNode):
 
     `key` is a typed root key that is never advanced: step s draws from `fold_in(key, s)`, so what
     it sees does not depend on where the run was started. `ema` is the exponential moving average
-    of `params`, or None.
+    of `params`, or None; `slow` is lookahead's copy of (`params`, `batch_stats`), or None.
     """
 
     step: jax.Array  # int32 [], optimizer updates done
@@ -27,6 +28,7 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Any
     opt_state: optax.OptState
     ema: Any
+    slow: Any
     key: jax.Array
 
     @property
@@ -42,7 +44,8 @@ def make_state(
     image_shape: Sequence[int],
     *,
     seed: int,
-    ema: bool,
+    ema: bool = False,
+    lookahead: bool = False,
     initialize: Callable[[Any], Any] | None = None,
 ) -> TrainState:
     """A run at step 0; `initialize` changes the variables that the network starts with.
@@ -63,13 +66,16 @@ def make_state(
         raise UserError(f"model.name: the network cannot take {shape} images: {reason}") from error
     if initialize is not None:
         variables = initialize(variables)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    # Copies: the step donates its state, and one buffer cannot be donated twice.
+    copy = functools.partial(jax.tree.map, jnp.copy)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(variables["params"]),
-        # A copy: the step donates its state, and one buffer cannot be donated twice.
-        ema=jax.tree.map(jnp.copy, variables["params"]) if ema else None,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        ema=copy(params) if ema else None,
+        slow=copy((params, batch_stats)) if lookahead else None,
         key=root_key,
     )
 
@@ -83,4 +89,12 @@ def hash_tree(tree: Any) -> str:
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def hash_layout(tree: Any) -> str:
+    """SHA-256 of every leaf's path, type and shape; the leaves may be shapes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
     return digest.hexdigest()

@@ -17,6 +17,7 @@ from flaxcnn.data.augment import Augment, View, average_over, for_labels
 from flaxcnn.errors import UserError
 from flaxcnn.models.network import Outputs
 from flaxcnn.tasks.classification import Classification
+from flaxcnn.training.optim import Lookahead
 from flaxcnn.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -46,6 +47,7 @@ def make_train_step(
     augment: Augment | None = None,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    lookahead: Lookahead | None = None,
     auxiliary_weight: float = 0.3,
     axis_name: str | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -55,8 +57,9 @@ def make_train_step(
     `accumulate` A the gradient is the mean over A micro-batches (BatchNorm then sees batch / A
     examples at a time). The losses of auxiliary classifiers count `auxiliary_weight` times;
     `metrics` are the main one's. `axis_name` is pmap's axis: gradients, statistics and metrics are
-    averaged over it. `lr_scale` multiplies the update. `augment` changes the images before all
-    this, and may mix them: then loss and metrics are those for both labels, by their shares.
+    averaged over it. `lr_scale` multiplies the update; `lookahead` then moves weights and batch
+    statistics. `augment` changes the images before all this, and may mix them: then loss and
+    metrics are those for both labels, by their shares.
     """
 
     def loss_fn(params, batch_stats, images, labels, key):
@@ -115,6 +118,9 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * lr_scale, updates)
         params = optax.apply_updates(state.params, updates)
+        slow = state.slow
+        if lookahead is not None:
+            (params, batch_stats), slow = lookahead(state.step + 1, (params, batch_stats), slow)
         ema = state.ema
         if ema is not None:
             # The average of few steps must not remember the initial values (as in TensorFlow).
@@ -126,6 +132,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema=ema,
+            slow=slow,
         )
         return state, metrics
 

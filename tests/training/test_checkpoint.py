@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from flaxcnn.errors import UserError
 from flaxcnn.training.checkpoint import Checkpoints
 from flaxcnn.training.state import TrainState, hash_tree
 
@@ -21,6 +22,7 @@ def make_state(step: int) -> TrainState:
         batch_stats={"norm": {"mean": jnp.full(3, step, jnp.float32)}},
         opt_state=TX.init(params),
         ema=None,
+        slow=None,
         key=jax.random.key(7),
     )
 
@@ -151,3 +153,14 @@ def test_a_damaged_checkpoint_is_overwritten_when_the_run_gets_there(open_checkp
     save(again, 2, 0.2)
     again.wait()
     assert again.restore_latest(ABSTRACT)[0] == 2
+
+
+def test_a_checkpoint_of_another_layout_is_refused_and_not_taken_for_damaged(open_checkpoints):
+    """Else the run would start anew and overwrite it."""
+    checkpoints = open_checkpoints()
+    save(checkpoints, 1, 0.1)
+    checkpoints.wait()
+    grown = ABSTRACT.replace(slow=ABSTRACT.params)
+    for restore in (open_checkpoints().restore_latest, lambda a: open_checkpoints().restore(1, a)):
+        with pytest.raises(UserError, match="checkpoint 1 was written by another version"):
+            restore(grown)

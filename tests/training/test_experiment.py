@@ -56,7 +56,8 @@ def test_all_else_starts_as_it_would_have(parallel):
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(state)] == [
         (x.shape, x.dtype) for x in jax.tree.leaves(shapes)
     ]
-    assert hash_tree(state.ema) == hash_tree(state.params) == hash_tree(state.opt_state.slow)
+    assert hash_tree(state.ema) == hash_tree(state.params)
+    assert hash_tree(state.slow) == hash_tree((state.params, state.batch_stats))
     other = make_experiment(make_config(parallel, seed=1)).initial_state()
     assert hash_tree(other.params) != hash_tree(state.params)
 

@@ -45,7 +45,7 @@ def run_steps(parallel, accumulate=1, task=TASK):
     )
     call = parallel.compile_train(make_train_call(step, take))
     arrays = parallel.replicate((images, labels))
-    state = parallel.replicate(make_state(Network(), tx, SHAPE, seed=0, ema=False))
+    state = parallel.replicate(make_state(Network(), tx, SHAPE, seed=0))
     losses = []
     for _ in range(STEPS):
         items = rng.integers(0, 200, (1, BATCH)).astype(np.int32)

@@ -9,6 +9,7 @@ import pytest
 
 from flaxcnn.models.network import Outputs
 from flaxcnn.tasks.classification import Classification
+from flaxcnn.training.optim import Lookahead
 from flaxcnn.training.state import hash_tree, make_state
 from flaxcnn.training.step import make_eval_call, make_preprocess, make_train_call, make_train_step
 
@@ -40,7 +41,9 @@ def make_batch(seed: int, n: int = BATCH):
 
 def make_parts(model, tx=None, **kwargs):
     tx = tx or optax.sgd(LEARNING_RATE)
-    state = make_state(model, tx, SHAPE, seed=0, ema="ema_decay" in kwargs)
+    state = make_state(
+        model, tx, SHAPE, seed=0, ema="ema_decay" in kwargs, lookahead="lookahead" in kwargs
+    )
     return make_train_step(model, TASK, tx, PREPROCESS, **kwargs), state
 
 
@@ -101,7 +104,7 @@ def test_class_weights_multiply_the_loss_of_an_example_and_leave_the_metrics(acc
     weights = np.array([0.25, 1.0, 3.0])
     task = dataclasses.replace(TASK, class_weights=tuple(weights.tolist()))
     tx = optax.sgd(LEARNING_RATE)
-    state = make_state(Auxiliary(), tx, SHAPE, seed=0, ema=False)
+    state = make_state(Auxiliary(), tx, SHAPE, seed=0)
     options = {"accumulate": accumulate, "auxiliary_weight": 0.4}
     step = make_train_step(Auxiliary(), task, tx, PREPROCESS, **options)
     images, labels = make_batch(0)
@@ -166,6 +169,25 @@ def test_the_moving_average_follows_its_formula():
     assert not np.allclose(average, state.params["classifier"]["kernel"])
 
 
+def test_lookahead_takes_weights_and_statistics_back_after_the_update():
+    plain, state = make_parts(Normalised())
+    lookahead = Lookahead(every=2, decay=0.9, total_steps=2)
+    step, start = make_parts(Normalised(), lookahead=lookahead)
+    for t in range(2):  # the second step does not see that the copy was there
+        state, _ = jax.jit(plain)(state, make_batch(t), 0.5)
+    got = start
+    for t in range(2):
+        got, _ = jax.jit(step)(got, make_batch(t), 0.5)
+    before, after, now = (
+        (s.params["conv"]["kernel"], s.batch_stats["norm"]["mean"], s.batch_stats["norm"]["var"])
+        for s in (start, state, got)
+    )
+    for old, new, moved in zip(before, after, now, strict=True):
+        assert np.abs(new - old).max() > 1e-3
+        np.testing.assert_allclose(moved, 0.81 * old + 0.19 * new, rtol=1e-5, atol=1e-7)
+    jax.tree.map(np.testing.assert_array_equal, got.slow, (got.params, got.batch_stats))
+
+
 def test_batch_statistics_follow_flax_and_the_averaged_gradient_is_of_all_micro_batches():
     step, state = make_parts(Normalised(), accumulate=2)
     images, labels = make_batch(3)
@@ -180,7 +202,7 @@ def test_batch_statistics_follow_flax_and_the_averaged_gradient_is_of_all_micro_
 
 def test_evaluation_masks_padding_and_keeps_order():
     model = Linear()
-    state = make_state(model, optax.identity(), SHAPE, seed=0, ema=False)
+    state = make_state(model, optax.identity(), SHAPE, seed=0)
     images, labels = make_batch(4, 6)
     call = jax.jit(make_eval_call(model, TASK, PREPROCESS, lambda arrays, item: item))
     padded = np.r_[0:6, 0, 0].reshape(2, 4)

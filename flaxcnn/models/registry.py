@@ -102,7 +102,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     Every network takes `num_classes` (0: features in the place of logits), `dtype` (of the
     computation; parameters and logits stay float32) and `axis_name` (the `pmap` axis over which
     batch statistics are global); those from AlexNet on also `features_only` and `out_indices` (see
-    `Network`). Raises UserError for an unknown name or argument.
+    `Network`). Lists, as a JSON file has them, become tuples, so that every network hashes. Raises
+    UserError for an unknown name or argument.
     """
     chosen = variant(name)
     fields = dataclasses.fields(chosen.network)  # pyright: ignore[reportArgumentType]
@@ -112,4 +113,5 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
             raise UserError(
                 f"model {name!r} has no argument {argument!r}: it takes {', '.join(known)}"
             )
+    kwargs = {name: tuple(x) if isinstance(x, list) else x for name, x in kwargs.items()}
     return chosen.network(**{**chosen.kwargs, **kwargs})

@@ -1,5 +1,6 @@
 """Weights of other libraries to variables of the same network here, and back."""
 
+import functools
 import importlib
 import re
 import warnings
@@ -131,24 +132,31 @@ def list_sources(name: str, model: nn.Module, layout: str) -> dict[Path, Source]
         known = ", ".join(layouts) or "none"
         raise UserError(f"{name} has no weights in layout {layout!r}: it has {known}")
     rules, conventions = layouts[layout](model), LAYOUTS[layout]
-    images = jax.ShapeDtypeStruct((1, *variant(name).input_shape), jnp.float32)
-    shapes = jax.eval_shape(
-        lambda images: model.init(jax.random.key(0), images, train=False), images
-    )
-    leaves: dict[Path, Any] = traverse_util.flatten_dict(shapes)  # pyright: ignore
+    leaves = _trace_shapes(model, variant(name).input_shape)
     norms = {path[1:-1] for path in leaves if path[0] == "batch_stats"}
     sources = {}
-    for path, leaf in leaves.items():
+    for path, shape in leaves.items():
         rule, module = _find(rules, "/".join(path[1:-1]), name, layout)
         names = conventions.norm_leaves if path[1:-1] in norms else conventions.leaves
         their_leaf = {**names, **rule.leaves}[path[-1]]
         transform = None
         if path[-1] == "kernel":
-            transform = rule.kernel or conventions.kernels.get(len(leaf.shape))
+            transform = rule.kernel or conventions.kernels.get(len(shape))
         their_name = f"{module}{conventions.separator}{their_leaf}"
         bias = rule.rename_bias_before("/".join(path[1:-1])) if path[-1] == "mean" else None
-        sources[path] = Source(their_name, transform, leaf.shape, bias)
+        sources[path] = Source(their_name, transform, shape, bias)
     return sources
+
+
+@functools.lru_cache(maxsize=16)  # tracing a deep network takes seconds
+def _trace_shapes(model: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, tuple[int, ...]]:
+    """The shape of every leaf of the network's variables, by its path in them."""
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    shapes = jax.eval_shape(
+        lambda images: model.init(jax.random.key(0), images, train=False), images
+    )
+    leaves: dict[Path, Any] = traverse_util.flatten_dict(shapes)  # pyright: ignore
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def _find(rules: list[Rule], path: str, name: str, layout: str) -> tuple[Rule, str]:

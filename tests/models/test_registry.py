@@ -41,3 +41,8 @@ def test_an_unknown_argument_is_told_with_the_network_s_own():
 
 def test_package_exports():
     assert flaxcnn.create_model is create_model and flaxcnn.list_models is list_models
+
+
+def test_lists_become_tuples_so_that_the_network_hashes():
+    model = create_model("mnist_mlp_512", hidden=[8, 4])
+    assert hash(model) == hash(MLP(num_classes=10, hidden=(8, 4)))

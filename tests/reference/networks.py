@@ -60,6 +60,9 @@ DEEP = {
     *("nasnet_a_mobile", "nasnet_a_large", "nasnetalarge", "inception_v3_aux"),
     "inception_resnet_v2",
     *("mobilenetv2_140", "mobilenet_v2_1.30_224", "mobilenet_v2_1.40_224"),
+    *("mobilenet_v1_0.50_128", "mobilenet_v1_0.75_128"),
+    *("mobilenet_v2_0.50_96", "mobilenet_v2_0.75_96"),
+    *("inception_v4", "darknet53", "resnext50_32x4d", "seresnet50_v1"),  # not their short forms
 }
 # Training steps that take half a minute or more to compile, of layers that other networks' training
 # steps have too.

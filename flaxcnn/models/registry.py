@@ -113,5 +113,5 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
             raise UserError(
                 f"model {name!r} has no argument {argument!r}: it takes {', '.join(known)}"
             )
-    kwargs = {name: tuple(x) if isinstance(x, list) else x for name, x in kwargs.items()}
+    kwargs = {key: tuple(x) if isinstance(x, list) else x for key, x in kwargs.items()}
     return chosen.network(**{**chosen.kwargs, **kwargs})

@@ -111,7 +111,8 @@ class Checkpoints:
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)
         with _damage_named(step):
             metadata: Any = self._checkpointer.metadata(step).custom_metadata
-        if metadata.get("layout") != hash_layout(abstract):
+            layout = metadata.get("layout")  # None in those of before it was written
+        if layout != hash_layout(abstract):
             raise UserError(
                 f"checkpoint {step} was written by another version of flaxcnn or of optax, whose "
                 "training state has other parts; that version can read it"

@@ -143,6 +143,16 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     assert "checkpoint 2 is damaged" in capsys.readouterr().err
 
 
+def test_a_checkpoint_that_lost_its_metadata_is_damaged(open_checkpoints, tmp_path, capsys):
+    checkpoints = open_checkpoints()
+    save(checkpoints, 1, 0.1)
+    save(checkpoints, 2, 0.2)
+    checkpoints.wait()
+    (tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA").unlink()
+    assert open_checkpoints().restore_latest(ABSTRACT)[0] == 1
+    assert "checkpoint 2 is damaged" in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_overwritten_when_the_run_gets_there(open_checkpoints, tmp_path):
     checkpoints = open_checkpoints()
     save(checkpoints, 1, 0.1)

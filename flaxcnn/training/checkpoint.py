@@ -111,7 +111,8 @@ class Checkpoints:
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)
         with _damage_named(step):
             metadata: Any = self._checkpointer.metadata(step).custom_metadata
-            layout = metadata.get("layout")  # None in those of before it was written
+            # Every version wrote the first; orbax gives {} where the file is lost.
+            sha256, layout = metadata["sha256"], metadata.get("layout")
         if layout != hash_layout(abstract):
             raise UserError(
                 f"checkpoint {step} was written by another version of flaxcnn or of optax, whose "
@@ -119,7 +120,7 @@ class Checkpoints:
             )
         with _damage_named(step):
             state = self._checkpointer.load(step, target)
-            if hash_tree(state) != metadata["sha256"]:
+            if hash_tree(state) != sha256:
                 raise ValueError("its SHA-256 is not the one it was saved with")
         return _with_typed_keys(state), metadata["history"]
 

@@ -6,6 +6,7 @@ the tests themselves, too, set XLA_FLAGS=--xla_backend_optimization_level=3, as 
 of -m zoo need: without, rounding moves a gradient of each by 0.13 %, and 0.1 is the bar.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -24,6 +25,10 @@ import jax  # noqa: E402 (the environment comes first)
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+
+# Tracing makes millions of objects that stay: searching them for cycles after every 700 new ones
+# took a fifth of test_zoo's time.
+gc.set_threshold(500_000)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))

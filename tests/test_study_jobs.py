@@ -13,7 +13,7 @@ from flaxcnn.study_jobs import carry_out_side_by_side
 from flaxcnn.training import Config, ModelConfig
 from flaxcnn.training.workdir import Workdir
 
-CONFIG = Config(model=ModelConfig("lenet5_dense"), epochs=1)
+CONFIG = Config(model=ModelConfig("mnist_mlp_512"), epochs=1)
 
 
 @pytest.fixture(autouse=True)

@@ -48,10 +48,9 @@ def forward(variables, x):
     return layers.global_avg_pool(layers.conv2d(x, head["kernel"], head["bias"]))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (67, 43)])
-def test_darknet19_equals_numpy(size):
+def test_darknet19_equals_numpy():
     model = create_model("darknet19", num_classes=10)
-    images = draw_images(2, *size, 3)
+    images = draw_images(2, 35, 43, 3)  # pools see odd maps
     variables = draw_variables(model, images)
     expected = forward(variables, images)
     logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)

@@ -55,6 +55,7 @@ DEEP = {
     *("resnet101_v1", "resnet152_v1", "resnet101v2", "resnet152v2"),
     *("resnext101_32x4d", "resnext101_64x4d", "resnext101_32x8d", "seresnext101_32x4d"),
     *("seresnet101_v1", "seresnet152_v1", "seresnext50_32x4d_timm", "senet154"),
+    *("resnet34", "seresnext50_32x4d"),
     *("vgg13", "vgg13_bn", "vgg16_bn", "vgg19", "vgg19_bn"),
     *("densenet161", "densenet169", "densenet201", "densenet264"),
     *("nasnet_a_mobile", "nasnet_a_large", "nasnetalarge", "inception_v3_aux"),
@@ -64,9 +65,10 @@ DEEP = {
     *("mobilenet_v2_0.50_96", "mobilenet_v2_0.75_96"),
     *("inception_v4", "darknet53", "resnext50_32x4d", "seresnet50_v1"),  # not their short forms
 }
-# Training steps that take half a minute or more to compile, of layers that other networks' training
-# steps have too.
+# Training steps that take long to compile or to draw, of layers that other networks' training steps
+# have too.
 LONG_STEPS = {
+    *("resnet50", "vgg11_bn"),
     *("googlenet_bn_tv_aux", "inception_v3_keras", "inception_v4-short"),
     *("inception_resnet_v2-short", "nasnet_a_mobile-small", "resnet50v2", "resnext50_32x4d-short"),
     *("mobilenetv2_050", "mobilenet_v2_0.35_96", "mobilenet_v1_0.25_128", "xception"),

@@ -7,10 +7,10 @@ validated on the way. Unlike there: 12 epochs, not 9.9; no decay of biases; the 
 whitening is trained to the end; lookahead from the first step.
 
 Measured (one core of an Intel Xeon at 2.5 GHz, AVX-512, other work on the other; Python 3.11.7,
-jaxlib 0.10.1), so far with two seeds of three: 94.29 % over six views (0: 94.34, 1: 94.23), 93.45 %
-without (93.57, 93.33), in 140 and 144 minutes of training. With 10 epochs and a lookahead that did
-not move batch statistics 93.93 % +- 0.10 over six views (94.00, 93.98, 93.81), 93.12 % +- 0.06
-without, in 109 to 129 minutes.
+jaxlib 0.10.1): 94.14 % +- 0.25 over six views, mean and standard deviation of three seeds (94.34,
+94.23, 93.86), 93.37 % +- 0.19 without (93.57, 93.33, 93.20), in 138 to 144 minutes. With 10 epochs
+and a lookahead that did not move batch statistics 93.93 % +- 0.10 over six views (94.00, 93.98,
+93.81), 93.12 % +- 0.06 without, in 109 to 129 minutes.
 """
 
 from ml_collections import ConfigDict

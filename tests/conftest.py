@@ -10,6 +10,7 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,8 @@ import jax  # noqa: E402 (the environment comes first)
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
-# Tracing makes millions of objects that stay: searching them for cycles after every 700 new ones
-# took a fifth of test_zoo's time.
+# Tracing makes millions of objects that stay, and Python searches them for cycles again and again:
+# after every 700 new ones, which took a fifth of test_zoo's time, and whenever a feed ends.
 gc.set_threshold(500_000)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -43,8 +44,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "zoo" not in config.option.markexpr:
         config.hook.pytest_deselected(items=[item for item in items if "zoo" in item.keywords])
         items[:] = [item for item in items if "zoo" not in item.keywords]
-    first = ("test_parity_training", "test_parity")
+    first = ("test_parity_training", "test_parity", "test_augment_devices", "test_real_resnet20")
     items.sort(key=lambda item: "slow" not in item.keywords and item.path.stem not in first)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def search_once() -> Iterator[None]:
+    """What is left after a file is searched for cycles once more, and then no more."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "flaxcnn"
 ALLOWED = {
     "errors": set(),
     "memory": set(),
-    "layers": {"errors"},
+    "compat": set(),
+    "layers": {"errors", "compat"},
     "models": {"errors", "layers"},
     "weights": {"errors", "layers", "models"},
     "data": {"errors"},

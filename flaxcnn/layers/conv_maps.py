@@ -18,6 +18,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from flaxcnn.compat import like_operand, vary_alike
 from flaxcnn.layers import conv_cpu, conv_spec
 from flaxcnn.layers.conv_spec import ConvSpec
 
@@ -26,28 +27,14 @@ Array = jax.Array
 
 def bind_convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
     """Binds the first map: images [N, *input, C], kernel [*kernel, C/groups, F] -> outputs."""
-    x, kernel = _vary_alike(x, kernel)
+    x, kernel = vary_alike(x, kernel)
     return convolve_p.bind(x, kernel, spec=spec)
 
 
 def bind_input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
     """Binds the second map: outputs [N, *output, F], kernel -> images [N, *input, C]."""
-    dy, kernel = _vary_alike(dy, kernel)
+    dy, kernel = vary_alike(dy, kernel)
     return input_gradient_p.bind(dy, kernel, spec=spec)
-
-
-def _vary_alike(*arrays: Array) -> list[Array]:
-    """Inside `shard_map`, marks each array as varying over every axis that one of them varies over.
-
-    JAX does this for its own primitives; its transpose is the `psum` of a replicated kernel's
-    gradient.
-    """
-    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    union = frozenset().union(*axes)
-    return [
-        lax.pcast(array, tuple(sorted(union - own)), to="varying")
-        for array, own in zip(arrays, axes, strict=True)
-    ]
 
 
 def _make_bilinear_map(
@@ -70,7 +57,7 @@ def _make_bilinear_map(
         operands = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
         (out,) = jax.make_jaxpr(functools.partial(native, **params))(*operands).out_avals
         # Inside shard_map the result varies over the axes that the operands vary over.
-        return out.update(manual_axis_type=avals[0].manual_axis_type)
+        return like_operand(out, avals[0])
 
     def map_all(operands, axes, params):
         stacks = [

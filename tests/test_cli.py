@@ -216,7 +216,7 @@ def test_no_space_left(run_command, tmp_path):
         assert failed.returncode == 2
         assert "no space left on the disk of --workdir" in failed.stderr
         assert "Traceback" not in failed.stderr
-        assert not list(tmp_path.glob("run/checkpoints/*"))
+        assert not list(tmp_path.glob("run/saved/*"))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 

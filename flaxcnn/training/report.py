@@ -73,7 +73,8 @@ def print_result(workdir: Workdir) -> None:
     print(format_report(result["report"]))
     print(
         f"\nin {workdir.path}: config.json environment.json run.json result.json metrics.jsonl "
-        "tensorboard/ checkpoints/ predictions.npz curves.png confusion_matrix.png predictions.png"
+        f"tensorboard/ {workdir.checkpoints.name}/ predictions.npz curves.png confusion_matrix.png "
+        "predictions.png"
     )
     if "without_views" in result:
         plain = result["without_views"]

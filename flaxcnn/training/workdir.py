@@ -1,7 +1,8 @@
 """The folder of one run: what it holds, and whether a command may go on in it.
 
 config.json (what was asked for), run.json (what was found: classes, normalisation, steps per
-call), environment.json, metrics.jsonl, TensorBoard events, checkpoints/, and at the end
+call), environment.json, metrics.jsonl, TensorBoard events, saved/ (the checkpoints; `checkpoints/`
+in older runs, a name that Colab's file browser has hidden, colabtools#621), and at the end
 predictions.npz (true_label, label and probability of every example), the pictures and result.json.
 JSON files appear whole or not at all.
 """
@@ -24,7 +25,8 @@ class Workdir:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
+        older = self.path / "checkpoints"
+        self.checkpoints = older if older.is_dir() else self.path / "saved"
         self.metrics = self.path / "metrics.jsonl"
         self.curves = self.path / "curves.png"
         self.confusion_matrix = self.path / "confusion_matrix.png"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flaxcnn.training import Config, OptimizerConfig, run
+from flaxcnn.training.inference import load_run
 
 pytestmark = pytest.mark.slow
 
@@ -116,9 +117,15 @@ def test_sigterm_saves_and_the_same_command_goes_on(reference, command_env, run_
     assert process.wait(timeout=60) == 0, (tmp_path / "stderr").read_text()
     assert "to go on, run the same command again" in (tmp_path / "stdout").read_text()
     assert not (tmp_path / "run" / "result.json").exists()
+    # As older versions left it: the run resumes in its own folder, and is loaded from there.
+    (tmp_path / "run" / "saved").rename(tmp_path / "run" / "checkpoints")
     finished = run_command(*command(tmp_path / "run", "streaming"))
     assert "going on from step" in finished.stdout
+    assert " checkpoints/ " in finished.stdout
+    assert not (tmp_path / "run" / "saved").exists()
     assert final_hash(finished.stdout) == expected
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert load_run(tmp_path / "run", "last").step == result["steps"]
 
 
 def test_a_run_that_stopped_early_and_was_killed_before_its_report_does_not_go_on(tmp_path):
@@ -163,7 +170,7 @@ def test_the_workdir_holds_what_the_readme_says(reference):
         "result.json",
         "metrics.jsonl",
         "tensorboard",
-        "checkpoints",
+        "saved",
         "curves.png",
         "confusion_matrix.png",
         "predictions.npz",

@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 PACKAGES = ("flaxcnn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SETTINGS = (
@@ -30,12 +32,12 @@ SETTINGS = (
     "jax_compilation_cache_dir",
     "jax_platforms",
 )
-BAD_JAXLIB = {
-    (0, 10, 2): "returns wrong numbers on CPU (jax#39103)",
-    (0, 11, 0): "slows loops down on CPU",
-    (0, 11, 1): "slows loops down on CPU (jax#40101)",
+BAD_JAXLIB = {  # why pyproject.toml excludes a version
+    "0.10.2": "returns wrong numbers on CPU (jax#39103)",
+    "0.11.0": "slows loops down on CPU",
+    "0.11.1": "slows loops down on CPU (jax#40101)",
 }
-OLDEST_JAXLIB = (0, 10, 1)
+PLUGINS = {"libtpu": "tpu", "jax-cuda12-plugin": "cuda12", "jax-cuda13-plugin": "cuda13"}  # extras
 SELF_TEST_TOLERANCE = 1e-4  # of the largest element, with float32 sums in any order
 
 
@@ -88,8 +90,15 @@ def main() -> int:
 
 
 def warnings() -> list[str]:
-    """Say what a run should be told before it starts: a bad jaxlib, an accelerator not used."""
-    found = (_judge_jaxlib(_version("jaxlib") or ""), unused_accelerator())
+    """Say what a run should be told before it starts.
+
+    A bad jaxlib; an accelerator that is not used; a libtpu or CUDA plugin that jax does not pin.
+    The last is not said of Colab and Kaggle, which choose pairs of their own, if theirs is used.
+    """
+    unused = unused_accelerator()
+    found = [_judge_jaxlib(_version("jaxlib") or ""), unused]
+    if not unused and not _host():
+        found += [_judge_plugin(plugin) for plugin in PLUGINS]
     return [text for text in found if text]
 
 
@@ -158,35 +167,72 @@ def unused_accelerator() -> str | None:
     """Say which accelerator of this machine JAX does not use, why, and what to do; None if none."""
     if jax.default_backend() != "cpu":
         return None
-    for name, seen, platforms, plugin, extra in (
-        ("an NVIDIA GPU", _find_gpu(), ("cuda", "gpu"), r"jax-cuda\d+-plugin", "cuda"),
-        ("a TPU", _find_tpu(), ("tpu",), r"libtpu", "tpu"),
+    for name, seen, platforms, plugins in (
+        ("an NVIDIA GPU", _find_gpu(), ("cuda", "gpu"), ("jax-cuda12-plugin", "jax-cuda13-plugin")),
+        ("a TPU", _find_tpu(), ("tpu",), ("libtpu",)),
     ):
         if not seen:
             continue
         allowed = (jax.config.jax_platforms or "").split(",")  # pyright: ignore[reportAttributeAccessIssue]
+        installed = [plugin for plugin in plugins if _version(plugin)]
+        misfit = next(filter(None, map(_judge_plugin, installed)), None)
         if allowed != [""] and not set(allowed) & set(platforms):
             why = f"JAX_PLATFORMS={','.join(allowed)} forbids it; unset it to use it"
-        elif extra == "cuda" and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        elif platforms[0] == "cuda" and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
             why = "CUDA_VISIBLE_DEVICES hides it; unset it to use it"
-        elif _is_installed(plugin):
+        elif misfit:
+            why = misfit
+        elif installed:
             why = "its plugin is installed but did not start; see what JAX printed, and the driver"
         else:
-            why = f"JAX has no support for it here: pip install 'flaxcnn[{extra}]'"
+            why = f"JAX has no support for it here: {_repair(plugins[0])}"
         return f"{name} is here ({seen}) and JAX computes on the CPU. {why}"
     return None
 
 
 def _judge_jaxlib(version: str) -> str | None:
-    found = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
-    if not found:
+    """What is wrong with a jaxlib of that version, by the bounds that flaxcnn declares for jax."""
+    bounds = _requirements("flaxcnn").get("jax")
+    if not version or not bounds:
         return None
-    release = (int(found[1]), int(found[2]), int(found[3]))
-    reason = BAD_JAXLIB.get(release)
-    if release < OLDEST_JAXLIB:
-        reason = "is older than flaxcnn supports"
-    advice = "pip install -U 'jax>=0.10.1,!=0.10.2,!=0.11.0,!=0.11.1'"
-    return f"jaxlib {version} {reason}: {advice}" if reason else None
+    release = Version(version).base_version  # a nightly build has the faults of its release
+    if bounds.specifier.contains(release):
+        return None
+    reason = BAD_JAXLIB.get(release, "is not one that flaxcnn supports")
+    repair = _host() or f"pip install -U '{bounds}'"
+    return f"jaxlib {version} {reason}: {repair}"
+
+
+def _judge_plugin(plugin: str) -> str | None:
+    """How the installed version of a plugin, or of what it loads, differs from what is pinned.
+
+    A jax that pip replaced leaves the plugin of the one before.
+    """
+    for package, owner in ((plugin, "jax"), (plugin.replace("plugin", "pjrt"), plugin)):
+        version, pinned = _version(package), _requirements(owner).get(package)
+        if version and pinned and not pinned.specifier.contains(version, prereleases=True):
+            return (
+                f"{package} {version} is not made for {owner} {_version(owner)}, which needs "
+                f"{pinned.specifier}: {_repair(plugin)}"
+            )
+    return None
+
+
+def _repair(plugin: str) -> str:
+    """What brings the plugin that belongs to the installed jax, which stays as it is."""
+    return _host() or f"pip install 'jax[{PLUGINS[plugin]}]=={_version('jax')}'"
+
+
+def _host() -> str:
+    """How Colab or Kaggle brings back the versions that it was built with; "" elsewhere.
+
+    There jax is never replaced: libtpu or the CUDA plugin would stay behind.
+    """
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # first: Kaggle's image is made from Colab's
+        return "stop Kaggle's session and start it again, which brings its own versions back"
+    if any(name.startswith("COLAB_") for name in os.environ):
+        return "Runtime > Disconnect and delete runtime brings Colab's own versions back"
+    return ""
 
 
 def _find_gpu() -> str:
@@ -206,9 +252,13 @@ def _find_tpu() -> str:
     return ""
 
 
-def _is_installed(pattern: str) -> bool:
-    names = (dist.metadata["Name"] for dist in importlib.metadata.distributions())
-    return any(re.fullmatch(pattern, name.replace("_", "-")) for name in names if name)
+def _requirements(package: str) -> dict[str, Requirement]:
+    """The versions that a package requires, with any extra, by name; none if not installed."""
+    try:
+        lines = importlib.metadata.requires(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    return {wanted.name: wanted for wanted in map(Requirement, lines) if wanted.specifier}
 
 
 def _version(package: str) -> str | None:

@@ -3,8 +3,10 @@
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
@@ -14,12 +16,31 @@ import pytest
 from flaxcnn import doctor
 
 VERSION = importlib.metadata.version
+PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda12_pjrt", "jax_cuda13_plugin")
 
 
-def install_jaxlib(monkeypatch, version):
-    monkeypatch.setattr(
-        importlib.metadata, "version", lambda name: version if name == "jaxlib" else VERSION(name)
-    )
+def install(monkeypatch, **versions):
+    """Packages of these versions ("_" for "-"; None: missing), the others as they are."""
+    versions = {name.replace("_", "-"): version for name, version in versions.items()}
+
+    def version(name):
+        if versions.get(name, "") is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions.get(name) or VERSION(name)
+
+    # As jax 0.7.2 and flaxcnn declare it, in the words of their packages' metadata.
+    declared = {
+        "flaxcnn": ["jax!=0.10.2,!=0.11.0,!=0.11.1,>=0.7.2", 'jax[tpu]; extra == "tpu"'],
+        "jax": [
+            "jaxlib<=0.7.2,>=0.7.2",
+            'libtpu==0.0.23; extra == "tpu"',
+            'jax-cuda12-plugin[with-cuda]<=0.7.2,>=0.7.2; extra == "cuda12"',
+            'jax-cuda12-plugin<=0.7.2,>=0.7.2; extra == "cuda12-local"',
+        ],
+        "jax-cuda12-plugin": ["jax-cuda12-pjrt==0.7.2"],
+    }
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "requires", declared.get)
 
 
 @pytest.fixture
@@ -27,11 +48,12 @@ def plain_machine(monkeypatch):
     """A machine without accelerators, where nothing is forbidden or hidden."""
     monkeypatch.setattr(doctor.glob, "glob", lambda pattern: [])
     monkeypatch.setattr(doctor, "_run", lambda *command: "")
-    monkeypatch.setattr(doctor, "_is_installed", lambda pattern: False)
     monkeypatch.setattr(doctor.os.path, "exists", lambda path: False)
     monkeypatch.setattr(type(jax.config), "jax_platforms", None)
-    for name in ("TPU_ACCELERATOR_TYPE", "TPU_NAME", "COLAB_TPU_ADDR", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if re.match("TPU_|COLAB_|KAGGLE_|CUDA_VISIBLE_DEVICES", name):
+            monkeypatch.delenv(name)
+    install(monkeypatch, jax="0.7.2", jaxlib="0.7.2", **dict.fromkeys(PLUGINS))
 
 
 def show_files(monkeypatch, *files):
@@ -49,35 +71,53 @@ def show_files(monkeypatch, *files):
         ("0.10.2", "wrong numbers"),
         ("0.11.0", "slows loops"),
         ("0.11.1", "slows loops"),
-        ("0.10.0", "older"),
-        ("0.9.12", "older"),
+        ("0.7.1", "not one that flaxcnn supports"),
         ("0.11.1.dev20260801", "slows loops"),
     ],
 )
 def test_bad_jaxlib_is_a_warning_with_its_reason(monkeypatch, plain_machine, version, words):
-    install_jaxlib(monkeypatch, version)
+    install(monkeypatch, jaxlib=version)
     (warning,) = doctor.warnings()
-    assert version in warning and words in warning and "pip install" in warning
+    assert version in warning and words in warning
+    assert warning.endswith(": pip install -U 'jax!=0.10.2,!=0.11.0,!=0.11.1,>=0.7.2'")
 
 
-@pytest.mark.parametrize("version", ["0.10.1", "0.10.3", "0.11.2", "0.12.0", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.7.2", "0.10.1", "0.10.3", "0.11.2", "0.12.0.1", "1.0.0"])
 def test_good_jaxlib_is_none(monkeypatch, plain_machine, version):
-    install_jaxlib(monkeypatch, version)
+    install(monkeypatch, jaxlib=version)
     assert doctor.warnings() == []
 
 
+def test_a_clone_that_is_not_installed_declares_nothing(monkeypatch, plain_machine):
+    def requires(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    assert doctor.warnings() == []
+
+
+def test_every_version_that_is_excluded_has_its_reason():
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    (jax_line,) = (x for x in pyproject["project"]["dependencies"] if re.match(r"jax\b", x))
+    assert re.findall("!=([0-9.]+)", jax_line) == list(doctor.BAD_JAXLIB)
+
+
 @pytest.mark.parametrize(
-    ("file", "name", "extra"),
-    [("/dev/nvidia0", "NVIDIA GPU", "flaxcnn[cuda]"), ("/dev/accel0", "TPU", "flaxcnn[tpu]")],
+    ("file", "name", "plugin", "extra"),
+    [
+        ("/dev/nvidia0", "NVIDIA GPU", "jax_cuda12_plugin", "cuda12"),
+        ("/dev/accel0", "TPU", "libtpu", "tpu"),
+    ],
 )
-def test_unused_accelerator(monkeypatch, plain_machine, file, name, extra):
+def test_unused_accelerator(monkeypatch, plain_machine, file, name, plugin, extra):
     assert doctor.unused_accelerator() is None
     show_files(monkeypatch, file)
     warning = doctor.unused_accelerator() or ""
-    assert name in warning and file in warning and f"pip install '{extra}'" in warning
+    assert name in warning and file in warning
+    assert warning.endswith(f": pip install 'jax[{extra}]==0.7.2'")
     assert doctor.warnings() == [warning]
 
-    monkeypatch.setattr(doctor, "_is_installed", lambda pattern: True)
+    install(monkeypatch, **{plugin: "0.0.23" if plugin == "libtpu" else "0.7.2"})
     assert "did not start" in (doctor.unused_accelerator() or "")
 
     monkeypatch.setattr(type(jax.config), "jax_platforms", "cpu")
@@ -85,6 +125,47 @@ def test_unused_accelerator(monkeypatch, plain_machine, file, name, extra):
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert doctor.unused_accelerator() is None
+
+
+MISFITS = [
+    ("/dev/nvidia0", {"jax_cuda12_plugin": "0.7.1"}, "jax-cuda12-plugin 0.7.1", "cuda12"),
+    ("/dev/nvidia0", {"jax_cuda12_plugin": "0.7.2", "jax_cuda12_pjrt": "0.7.1"}, "pjrt 0.7.1", ""),
+    ("/dev/accel0", {"libtpu": "0.0.21.1"}, "libtpu 0.0.21.1", "tpu"),
+]
+
+
+@pytest.mark.parametrize(("file", "versions", "words", "extra"), MISFITS)
+def test_a_plugin_of_another_jax(monkeypatch, plain_machine, file, versions, words, extra):
+    """It is named with the command that repairs it, whether its accelerator is there or not."""
+    install(monkeypatch, jax="0.7.2", jaxlib="0.7.2", **dict.fromkeys(PLUGINS) | versions)
+    (alone,) = doctor.warnings()
+    assert words in alone and alone.endswith(f": pip install 'jax[{extra or 'cuda12'}]==0.7.2'")
+    show_files(monkeypatch, file)
+    (unused,) = doctor.warnings()
+    assert file in unused and unused.endswith(f"JAX computes on the CPU. {alone}")
+
+
+HOSTS = [
+    ({"COLAB_RELEASE_TAG": "release-colab"}, "Runtime > Disconnect and delete runtime"),
+    ({"COLAB_RELEASE_TAG": "", "KAGGLE_KERNEL_RUN_TYPE": "Batch"}, "stop Kaggle's session"),
+]
+
+
+@pytest.mark.parametrize(("variables", "words"), HOSTS)
+def test_a_host_that_brings_jax_is_asked_for_its_own(monkeypatch, plain_machine, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for file, versions, misfit, _ in MISFITS:
+        show_files(monkeypatch)
+        install(monkeypatch, jax="0.7.2", jaxlib="0.7.2", **dict.fromkeys(PLUGINS) | versions)
+        assert doctor.warnings() == []  # Colab's own libtpu is not the one that jax pins
+        show_files(monkeypatch, file)
+        (warning,) = doctor.warnings()
+        assert misfit in warning and words in warning and "pip install" not in warning
+    show_files(monkeypatch)
+    install(monkeypatch, jaxlib="0.11.1")
+    (warning,) = doctor.warnings()
+    assert words in warning and "pip install" not in warning
 
 
 def test_gpu_that_only_nvidia_smi_sees(monkeypatch, plain_machine):
@@ -108,10 +189,6 @@ def test_vfio_is_a_tpu_only_with_its_variables(monkeypatch, plain_machine):
     assert "TPU_ACCELERATOR_TYPE" in (doctor.unused_accelerator() or "")
     monkeypatch.setattr(doctor.os.path, "exists", lambda path: False)
     assert doctor.unused_accelerator() is None
-
-
-def test_plugins_are_found_by_name(monkeypatch):
-    assert doctor._is_installed(r"jax(lib)?") and not doctor._is_installed(r"jax-cuda\d+-plug")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ os.environ["XLA_FLAGS"] = _FLAGS + os.environ.get("XLA_FLAGS", "")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax  # noqa: E402 (the environment comes first)
+import jax.export  # noqa: E402 (jax 0.7 does not do it by itself)
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

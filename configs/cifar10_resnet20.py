@@ -1,6 +1,6 @@
 """CIFAR-10 with ResNet-20 and the recipe of He 2016, section 4.2 (91.25 % there, table 6).
 
-python train.py --config configs/cifar10_resnet20.py
+flaxcnn train cifar10_resnet20
 
 64,000 steps of 128 images, the rate divided by 10 after 32,000 and 48,000; 5,000 images held out.
 Beyond the borders the crops see the mean colour, as zeros are there after subtracting the mean.

@@ -1,6 +1,6 @@
 """CIFAR-10 in twelve epochs: airbench94 (Jordan 2024, arXiv:2404.00498; there 94.01 % in 9.9).
 
-python train.py --config configs/cifar10_speed.py
+flaxcnn train cifar10_speed
 
 On a GPU or TPU add --config.precision=bfloat16. All 50,000 images are trained on, so nothing is
 validated on the way. Unlike there: 12 epochs, not 9.9; no decay of biases; the bias after

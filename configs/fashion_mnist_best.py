@@ -1,6 +1,6 @@
 """Fashion-MNIST with 492,616 parameters: a narrow airbench94, in twenty epochs.
 
-python train.py --config configs/fashion_mnist_best.py
+flaxcnn train fashion_mnist_best
 
 The recipe of `cifar10_speed.py`. All 60,000 images are trained on, so nothing is validated on the
 way.

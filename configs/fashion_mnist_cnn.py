@@ -1,6 +1,6 @@
 """Fashion-MNIST with the CNN of Geron, Hands-On Machine Learning (2019), chapter 14 (92 % there).
 
-python train.py --config configs/fashion_mnist_cnn.py
+flaxcnn train fashion_mnist_cnn
 
 Measured (2 cores of an AMD EPYC, AVX2; Python 3.11.7, jaxlib 0.10.1; seed 0): test accuracy
 92.24 %, 174 images/s while alone on the machine, so 329 s per epoch.

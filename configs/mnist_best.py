@@ -1,6 +1,6 @@
 """MNIST as well as one network of fewer than 500,000 parameters does it.
 
-python train.py --config configs/mnist_best.py
+flaxcnn train mnist_best
 
 All 60,000 images are trained on, so nothing is validated on the way.
 

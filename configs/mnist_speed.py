@@ -1,6 +1,6 @@
 """MNIST to 99 %, on average, in one epoch.
 
-python train.py --config configs/mnist_speed.py
+flaxcnn train mnist_speed
 
 All 60,000 images are trained on, so nothing is validated on the way.
 

@@ -2,6 +2,7 @@
 
 from flaxcnn import weights
 from flaxcnn.models import create_model, feature_info, list_models
+from flaxcnn.training import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "feature_info", "list_models", "weights"]
+__all__ = ["__version__", "create_model", "feature_info", "list_models", "train", "weights"]

@@ -1,6 +1,6 @@
-"""The command `flaxcnn`: list, evaluate, predict, visualize, study, reproduce, doctor.
+"""The command `flaxcnn`: train, list, evaluate, predict, visualize, study, reproduce, doctor.
 
-Training itself is `train.py`. Each command imports what it needs when it runs.
+Each command imports what it needs when it runs; `train` is in train_command.py.
 """
 
 import argparse
@@ -10,32 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flaxcnn import __version__
 from flaxcnn.errors import UserError
 
 
 def list_command(args: argparse.Namespace) -> int:
-    """Names of the networks, with their sizes under --verbose."""
-    from flaxcnn.models.registry import list_models, variant
+    """Names of networks, with sizes under --verbose; optimizers, augmentations, ..."""
+    from flaxcnn.list_command import list_choices
 
-    names = list_models(args.pattern)
-    if not names:
-        raise UserError(f"no network is called {args.pattern}; `flaxcnn list` shows all names")
-    if not args.verbose:
-        print("\n".join(names))
-        return 0
-    width = max(map(len, names))
-    print(
-        f"{'name':<{width}}  {'parameters':>11}  {'statistics':>10}  {'multiply-adds':>14}  "
-        f"{'input':<9}  paper"
-    )
-    for name in names:
-        v = variant(name)
-        shape = "x".join(map(str, v.input_shape))
-        source = f"{v.paper} ({v.year})" if v.year else v.paper
-        print(
-            f"{name:<{width}}  {v.params:>11,}  {v.statistics:>10,}  {v.macs:>14,}  "
-            f"{shape:<9}  {source}"
-        )
+    print(list_choices(args.words, verbose=args.verbose))
     return 0
 
 
@@ -137,9 +120,9 @@ def study_command(args: argparse.Namespace) -> int:
     from flaxcnn.study import carry_out, plan_runs
     from flaxcnn.study_jobs import carry_out_side_by_side
     from flaxcnn.study_report import write_report
-    from flaxcnn.training.config_file import run_file
+    from flaxcnn.training.config_file import find_file, run_file
 
-    file = Path(args.file)
+    file = find_file(args.file, "study")
     study, text = run_file(file, "get_study")
     suffix = "-quick" if args.quick else ""
     workdir = Path(args.workdir or Path("runs", "studies", file.stem + suffix))
@@ -173,6 +156,7 @@ def doctor_command(args: argparse.Namespace) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
     parser = argparse.ArgumentParser(prog="flaxcnn", description="Classic CNNs in JAX.")
+    parser.add_argument("--version", action="version", version=f"flaxcnn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name, function, group=commands):
@@ -180,9 +164,18 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         return command
 
+    # Only named here: `main` hands its arguments on, as its flags are the fields of the config.
+    commands.add_parser("train", help="Trains a network (see `flaxcnn train --help`).")
+
     command = add("list", list_command)
-    command.add_argument("pattern", nargs="?", default="*", help='shell pattern, as "mnist*"')
-    command.add_argument("--verbose", action="store_true", help="sizes, inputs and sources")
+    command.add_argument(
+        "words",
+        nargs="*",
+        metavar="[KIND] [PATTERN]",
+        help="models (if no kind is given), optimizers, schedules, losses, augmentations, views or "
+        'configs; a part of a name, or a shell pattern such as "mnist*"',
+    )
+    command.add_argument("--verbose", action="store_true", help="models: sizes, inputs and sources")
 
     command = add("evaluate", evaluate_command)
     _add_run_arguments(command)
@@ -217,14 +210,20 @@ def make_parser() -> argparse.ArgumentParser:
     visualize = commands.add_parser("visualize", help="Pictures of what cannot be seen otherwise.")
     kinds = visualize.add_subparsers(dest="kind", required=True, metavar="KIND")
     command = add("augment", visualize_augment_command, kinds)
-    command.add_argument("--config", required=True, help="config file with data.augment")
+    command.add_argument(
+        "--config", required=True, help="name or file of a config with data.augment"
+    )
     command.add_argument("--image", required=True, nargs="+", help="image files, taken in turn")
     command.add_argument("--out", default="augment.png", metavar="PNG", help="the picture")
     command.add_argument("--samples", type=int, default=8, metavar="N", help="images in a row")
     command.add_argument("--seed", type=int, default=0)
 
     command = add("study", study_command)
-    command.add_argument("file", help="Python file whose get_study() returns a Study")
+    command.add_argument(
+        "file",
+        help="Python file whose get_study() returns a Study, or the name of one that comes with "
+        "flaxcnn (`flaxcnn list configs`)",
+    )
     command.add_argument("--quick", action="store_true", help="the study's own short form")
     command.add_argument("--workdir", help="folder of its runs (default: runs/studies/<name>)")
     command.add_argument("--report", metavar="DIR", help="folder of the report (default: workdir)")
@@ -239,18 +238,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workdir", required=True, help="folder of a run of train.py")
+    command.add_argument("--workdir", required=True, help="folder of a run of `flaxcnn train`")
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument("--json", action="store_true", help="one line of JSON instead of text")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 success, 1 a check that failed, 2 a mistake, told in one line."""
-    args = make_parser().parse_args(argv)
+    """Exit status: 0 success, 1 a check that failed, 2 a mistake, reported in one line."""
+    arguments = sys.argv[1:] if argv is None else argv
+    command = arguments[0] if arguments else ""
     try:
+        if command == "train":
+            from flaxcnn.train_command import train
+
+            return train(arguments[1:])
+        args = make_parser().parse_args(arguments)
         return args.function(args)
     except UserError as error:
-        print(f"flaxcnn {args.command}: {error}", file=sys.stderr)
+        print(f"flaxcnn {command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of `flaxcnn list | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,10 +1,9 @@
 """The commands as a user runs them, on one short run."""
 
-import importlib.util
 import json
 import os
+import re
 import subprocess
-import warnings
 from pathlib import Path
 
 import cv2
@@ -17,21 +16,15 @@ from flaxcnn.cli import main
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-CLI = ("-m", "flaxcnn.cli")
+CLI = ("-m", "flaxcnn")
 
 
 @pytest.fixture
 def train(capsys):
-    """`train.py` within this process: (arguments, ...) -> (exit status, what it said on stderr)."""
-    spec = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """`flaxcnn train` within this process: (arguments, ...) -> (exit status, its stderr)."""
 
     def run(*arguments) -> tuple[int, str]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of ml_collections' load_module
-            status = module.main(["train.py", *map(str, arguments)])
-        return status, capsys.readouterr().err
+        return main(["train", *map(str, arguments)]), capsys.readouterr().err
 
     return run
 
@@ -164,9 +157,14 @@ def test_predict_refuses_another_size_until_told_how_to_resize(workdir, run_comm
         (["--config.optimizer.kwargs.beta=1"], "beta"),
         (["--config.optimizer.schedule=cosin"], "optimizer.schedule"),
         (["--config.loss.name=l1"], "loss.name"),
-        (["--config", "nowhere.py"], "--config nowhere.py: no such file"),
+        (["--config", "nowhere.py"], "nowhere.py: no such file"),
+        (["digit"], "no config is called digit: did you mean digits"),
+        (["--config"], "--config needs a name or a file"),
+        (["digits", "mnist_cnn"], "two configs are given, 'digits' and 'mnist_cnn'"),
+        (["batch_size"], "batch_size is a study: `flaxcnn study batch_size`"),
+        (["photos"], "there is no folder photos; --config.data.source=folder:PATH says where"),
         (["--workdir", "/proc/nothing/run"], "cannot write to --workdir"),
-        (["digits"], "unexpected argument 'digits'"),
+        (["--config.model.kwargs.x", "1"], "unexpected argument '1'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, line, train, tmp_path):
@@ -174,7 +172,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, line, train, tmp_path):
     status, said = train("--workdir", workdir, *arguments)
     assert status == 2, said
     assert line in said
-    assert said.startswith("train.py: ")
+    assert said.startswith("flaxcnn train: ")
     assert said.count("\n") == 1
     assert not workdir.exists()
 
@@ -232,10 +230,13 @@ def test_list(capsys):
     assert main(["list", "--verbose", "mnist_cnn_220k"]) == 0
     assert "220,234" in capsys.readouterr().out
     assert main(["list", "--verbose", "resnet50"]) == 0
-    row = capsys.readouterr().out.splitlines()[1]
+    (row,) = re.findall("^resnet50 .*", capsys.readouterr().out, re.MULTILINE)
     for part in ("25,557,032", "53,120", "4,089,184,256", "224x224x3", "He et al.", "(2015)"):
         assert part in row
     assert main(["list", "alexnet99"]) == 2
+    assert "did you mean alexnet" in capsys.readouterr().err
+    assert main(["list", "optimizers", "adam"]) == 0
+    assert "b2=0.999" in capsys.readouterr().out
 
 
 def test_doctor(run_command):
@@ -253,7 +254,7 @@ def test_reproduce(run_command):
 
 def test_a_closed_pipe_is_no_error(command_env):
     finished = subprocess.run(
-        "python -m flaxcnn.cli list | true",
+        "python -m flaxcnn list | true",
         shell=True,
         env=command_env | {"PATH": f"{os.path.dirname(os.sys.executable)}:{os.environ['PATH']}"},
         capture_output=True,

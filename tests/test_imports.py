@@ -23,8 +23,13 @@ ALLOWED = {
     "study": {"errors", "training"},
     "study_jobs": {"errors", "doctor", "study", "training"},
     "study_report": {"study", "tasks", "training"},
+    "list_command": {"errors", "training", "tasks", "data", "models"},
+    "train_command": {"errors", "training"},
     "cli": {
+        "__version__",
         "errors",
+        "list_command",
+        "train_command",
         "doctor",
         "reproduce",
         "study",
@@ -34,7 +39,8 @@ ALLOWED = {
         "tasks",
         "models",
     },
-    "__init__": {"models", "weights"},
+    "__init__": {"models", "training", "weights"},
+    "__main__": {"cli"},
 }
 # Each outside thing is known to one part only.
 OWNERS = {

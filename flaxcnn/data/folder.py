@@ -52,7 +52,10 @@ def open_folder(path: str, image_format: ImageFormat) -> Opened:
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"data.source: there is no folder {root}")
+        raise UserError(
+            f"data.source: there is no folder {root}; --config.data.source=folder:PATH says where "
+            "your images are, in a folder for each class"
+        )
     folders = _find_splits(root)
     class_names = tuple(folder.name for folder in _folders_in(next(iter(folders.values()))))
     if len(class_names) < 2:

@@ -93,7 +93,7 @@ def classify(
     return x.astype(jnp.float32)
 
 
-def feature_info(network: Network, input_shape: tuple[int, int, int]) -> list[Feature]:
+def feature_info(network: nn.Module, input_shape: tuple[int, int, int]) -> list[Feature]:
     """Lists the stages whose outputs `features_only` returns; traces, and computes nothing.
 
     `input_shape` is (height, width, channels) of images that the network takes. Raises UserError

@@ -5,6 +5,7 @@ example counts nothing. With one output (C == 1) labels are 0 and 1 and the logi
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -46,9 +47,9 @@ def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def focal(
-    logits: jax.Array, labels: jax.Array, gamma: float = 2.0, label_smoothing: float = 0.0
+    logits: jax.Array, labels: jax.Array, focal_gamma: float = 2.0, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """Cross-entropy weighted by (1 - p)^gamma, p the probability of the target (Lin 2017, eq. 4).
+    """Cross-entropy weighted by (1 - p)^focal_gamma, p the target's probability (Lin 2017, eq. 4).
 
     Softmax over C > 1 outputs, sigmoid for one. Without Lin's class weight alpha, which is what
     `compute_class_weights` gives. A smoothed target sums the classes' focal terms, each weighted
@@ -57,12 +58,12 @@ def focal(
     if logits.shape[-1] == 1:
         targets = _sigmoid_targets(logits, labels)
         smoothed = targets * (1.0 - label_smoothing) + label_smoothing / 2
-        return optax.sigmoid_focal_loss(logits, smoothed, gamma=gamma)[:, 0]
+        return optax.sigmoid_focal_loss(logits, smoothed, gamma=focal_gamma)[:, 0]
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     log_p = jax.nn.log_softmax(logits)
     # Above zero, where the derivative of a power below one is infinite.
     miss = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(logits.dtype).tiny)
-    return -(optax.smooth_labels(targets, label_smoothing) * miss**gamma * log_p).sum(-1)
+    return -(optax.smooth_labels(targets, label_smoothing) * miss**focal_gamma * log_p).sum(-1)
 
 
 def mse(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -100,6 +101,20 @@ def compute_class_weights(kind: str, counts: np.ndarray, beta: float) -> np.ndar
     return weights
 
 
+# Their further arguments are fields of the config's `loss`.
+LOSSES: dict[str, Callable[..., jax.Array]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "focal": focal,
+    "mse": mse,
+}
+
+
+def loss_settings(name: str) -> tuple[str, ...]:
+    """The fields of the config's `loss` that the loss `name` uses."""
+    return tuple(inspect.signature(LOSSES[name]).parameters)[2:]
+
+
 def make_loss(*, name: str, label_smoothing: float = 0.0, focal_gamma: float = 2.0) -> Loss:
     """The loss `name`: (logits [N, C], labels [N]) -> [N].
 
@@ -110,14 +125,10 @@ def make_loss(*, name: str, label_smoothing: float = 0.0, focal_gamma: float = 2
         raise UserError(f"loss.label_smoothing={label_smoothing}: must be in [0, 1)")
     if focal_gamma < 0.0:
         raise UserError(f"loss.focal_gamma={focal_gamma}: must not be negative")
-    if name == "cross_entropy":
-        return functools.partial(cross_entropy, label_smoothing=label_smoothing)
-    if name == "focal":
-        return functools.partial(focal, gamma=focal_gamma, label_smoothing=label_smoothing)
-    if name not in ("binary_cross_entropy", "mse"):
-        raise UserError(
-            f"loss.name={name!r}: must be cross_entropy, binary_cross_entropy, focal or mse"
-        )
-    if label_smoothing:
+    if name not in LOSSES:
+        raise UserError(f"loss.name={name!r}: must be one of {', '.join(LOSSES)}")
+    settings = {"label_smoothing": label_smoothing, "focal_gamma": focal_gamma}
+    used = loss_settings(name)
+    if label_smoothing and "label_smoothing" not in used:
         raise UserError(f"loss.label_smoothing={label_smoothing}: loss.name={name!r} has none")
-    return binary_cross_entropy if name == "binary_cross_entropy" else mse
+    return functools.partial(LOSSES[name], **{field: settings[field] for field in used})

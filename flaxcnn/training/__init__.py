@@ -1,5 +1,6 @@
 """The engine: one pure step, many steps per call, exact evaluation, bit-exact resume."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from flaxcnn.training.config import (
     ModelConfig,
     OptimizerConfig,
 )
+from flaxcnn.training.config_file import load_config
 
 __all__ = [
     "CheckpointConfig",
@@ -19,13 +21,50 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "load_config",
     "run",
+    "train",
 ]
+
+
+def train(
+    config: Config | str | Path,
+    workdir: str | Path,
+    *,
+    on_validation: Callable[[dict[str, float]], object] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any] | None:
+    """Trains a network in the folder `workdir`, from where the run in it stopped.
+
+    For notebooks, threads and schedulers of jobs: it sets no option of JAX, and answers SIGTERM
+    and Ctrl-C (by saving and returning) only where it is called in the main thread.
+
+    Args:
+      config: what to train: a `Config`, or the name or file of one ("digits", "my.py").
+      workdir: the folder of the run; made where it is missing.
+      on_validation: called after each epoch, once it is saved, with the epoch's figures: step,
+        epoch, and the metrics of the validation split (accuracy and loss). What it raises ends the
+        run, which can be resumed. Never called where there is no validation split.
+      stop: asked after each call of a few steps: True saves the run and ends it.
+
+    Returns:
+      What result.json holds (split, accuracy, loss, steps, hash of the parameters, ...), or None if
+      the run was stopped; called again, it is resumed, to the same bits. A finished run is left as
+      it is.
+
+    Raises:
+      UserError: what the user has to change, in one line: a wrong field, missing data, a folder
+        that belongs to another config, a full disk, a loss that is no longer finite.
+    """
+    # Config files import this package: the engine's own imports wait until it is used.
+    from flaxcnn.training.loop import train
+
+    config = config if isinstance(config, Config) else load_config(config)
+    return train(config, workdir, on_validation=on_validation, stop=stop)
 
 
 def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
     """See `flaxcnn.training.loop.run`."""
-    # Config files import this package: the engine's own imports wait until it is used.
     from flaxcnn.training.loop import run
 
     return run(config, workdir)

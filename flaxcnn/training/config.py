@@ -21,8 +21,8 @@ from flaxcnn.errors import UserError
 class ModelConfig:
     """Which network. `kwargs` go to `flaxcnn.create_model` beside `num_classes` and `dtype`."""
 
-    name: str = "lenet5_dense"
-    kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)
+    name: str = "lenet5_dense"  # one of `flaxcnn list`
+    kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of the network
 
     def __post_init__(self):
         self.kwargs = ConfigDict(dict(self.kwargs))  # a plain dict will do; flags cannot add to it
@@ -39,7 +39,7 @@ class DataConfig:
 
     source: str = "digits"  # "digits", "tfds:<name>" or "folder:<path>"
     batch_size: int = 64  # examples per optimizer update, over all devices
-    eval_batch_size: int = 256
+    eval_batch_size: int = 256  # examples at a time, over all devices
     image_size: tuple[int, ...] = ()  # (height, width); () keeps the source's own size
     resize: str = "crop"  # "crop" (shorter side, centre), "stretch" or "pad"
     channels: int = 0  # 1 grey, 3 RGB, 0 as in the source
@@ -67,7 +67,7 @@ class LossConfig:
 
     name: str = "cross_entropy"  # "binary_cross_entropy", "focal", "mse"
     label_smoothing: float = 0.0  # cross-entropy and focal only
-    focal_gamma: float = 2.0
+    focal_gamma: float = 2.0  # "focal": 0 is cross-entropy, more looks at hard examples only
     class_weights: str = "none"  # training loss by class, from draws: "balanced", "effective"
     effective_beta: float = 0.999  # "effective": 0 weighs nothing, near 1 is "balanced"
     auxiliary_weight: float = 0.3  # of each auxiliary classifier's loss (GoogLeNet, Inception-v3)
@@ -77,11 +77,11 @@ class LossConfig:
 class OptimizerConfig:
     """The update rule, its schedule, and what happens to a gradient before it."""
 
-    name: str = "momentum"
+    name: str = "momentum"  # one of `flaxcnn list optimizers`
     learning_rate: float = 0.05  # the peak, after warm-up
     kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of the optax function
     weight_decay: float = 0.0  # kernels only: biases and norms are never decayed
-    schedule: str = "cosine"
+    schedule: str = "cosine"  # one of `flaxcnn list schedules`
     warmup_epochs: float = 0.0  # linear, before any schedule
     initial_fraction: float = 0.0  # learning rate the warm-up starts from, as a share of the peak
     final_fraction: float = 0.0  # learning rate at the end, as a share of the peak
@@ -108,8 +108,8 @@ class CheckpointConfig:
     """How often the run is saved and what is kept."""
 
     every_steps: int = 0  # 0: at the end of each epoch; else also every so many steps
-    keep_last: int = 2
-    keep_best: int = 1
+    keep_last: int = 2  # newest checkpoints that are kept
+    keep_best: int = 1  # and the best by `monitor`
 
 
 @dataclasses.dataclass
@@ -122,7 +122,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     epochs: int = 20
-    seed: int = 0
+    seed: int = 0  # of everything that is random: first weights, order, noise, held-out images
     precision: str = "float32"  # compute type: "float32" or "bfloat16"; parameters stay float32
     parallel: str = "jit"  # or "pmap"
     steps_per_call: int = 0  # 0: chosen from the network's multiply-adds and the device kind

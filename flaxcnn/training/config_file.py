@@ -1,5 +1,10 @@
-"""Python files that users write: configs, whose `get_config()` returns a `Config`, and studies."""
+"""Python files that users write: configs, whose `get_config()` returns a `Config`, and studies.
 
+Those that come with flaxcnn are known by name, without a folder and `.py`.
+"""
+
+import ast
+import difflib
 import importlib.util
 import sys
 from importlib.machinery import SourceFileLoader
@@ -8,6 +13,48 @@ from typing import Any
 
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import Config, validate
+
+_PACKAGE = Path(__file__).parents[1]
+# The wheel has them within the package, a clone (an editable install, too) beside it.
+_FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+
+
+def list_files(kind: str = "config") -> dict[str, Path]:
+    """The configs (or with `kind` "study" the studies) that come with flaxcnn, by name."""
+    folders = [folder / "studies" if kind == "study" else folder for folder in _FOLDERS]
+    found = {file.stem: file for folder in folders[::-1] for file in folder.glob("*.py")}
+    return dict(sorted(found.items()))
+
+
+def find_file(name: str | Path, kind: str = "config") -> Path:
+    """The file of a config (or a "study") that is given by its name or as a path ending in .py.
+
+    Raises UserError with the closest names if there is none.
+    """
+    path, known = Path(name), list_files(kind)
+    if str(name) in known:
+        return known[str(name)]
+    if path.is_file():
+        return path
+    other = {"config": "study", "study": "config"}[kind]
+    command = {"config": "train", "study": "study"}
+    if path.suffix == ".py":
+        hint = ""
+        if path.stem in known:
+            hint = f"; flaxcnn's own is `flaxcnn {command[kind]} {path.stem}`"
+        raise UserError(f"{name}: no such file{hint}")
+    if path.stem in list_files(other):
+        raise UserError(f"{name} is a {other}: `flaxcnn {command[other]} {path.stem}`")
+    if Path(f"{name}.py").is_file():
+        raise UserError(f"no {kind} is called {name}: did you mean the file {name}.py?")
+    close = difflib.get_close_matches(path.stem, known, cutoff=0.4)
+    names = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
+    raise UserError(f"no {kind} is called {name}: {names}")
+
+
+def read_docstring(path: Path) -> str:
+    """The docstring of a Python file, which is not run."""
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
 
 
 def run_file(path: str | Path, function: str) -> tuple[Any, str]:
@@ -35,11 +82,11 @@ def run_file(path: str | Path, function: str) -> tuple[Any, str]:
     return value, module.__doc__ or ""
 
 
-def load_config(path: str | Path) -> Config:
-    """What the config file's `get_config()` returns, validated.
+def load_config(name: str | Path) -> Config:
+    """The config of that name, or what the `get_config()` of that file returns, validated.
 
-    Raises UserError as `run_file` and `validate`.
+    Raises UserError as `find_file`, `run_file` and `validate`.
     """
-    config, _ = run_file(path, "get_config")
+    config, _ = run_file(find_file(name), "get_config")
     validate(config)
     return config

@@ -1,4 +1,4 @@
-"""The training loop: starts the run of a config in a folder, or goes on with the one there."""
+"""The training loop: starts the run of a config in a folder, or resumes the one there."""
 
 import contextlib
 import sys
@@ -22,11 +22,13 @@ from flaxcnn.training.stop_signal import StopSignal
 from flaxcnn.training.workdir import Workdir
 
 
-def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
+def run(
+    config: Config, workdir: str | Path, *, stop: Callable[[], bool] | None = None
+) -> dict[str, Any] | None:
     """Trains `config` in the folder `workdir` as `train` does, and prints the result."""
     folder = Workdir(workdir)
     finished = folder.has("result")
-    result = train(config, workdir)
+    result = train(config, workdir, stop=stop)
     if result is None:
         print(f"stopped at a saved step; to go on, run the same command again ({folder.path})")
         return None
@@ -36,18 +38,18 @@ def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
     return result
 
 
-def train(config: Config, workdir: str | Path) -> dict[str, Any] | None:
-    """Trains `config` in the folder `workdir`, from where the run in it stopped.
-
-    Returns what is in result.json, or None if a SIGTERM or Ctrl-C asked the run to stop: it is
-    then saved. A finished run is left as it is.
-    Raises UserError for what the user has to change: a wrong field, missing data, a folder that
-    belongs to another config, a full disk, a loss that is no longer finite.
-    """
+def train(
+    config: Config,
+    workdir: str | Path,
+    *,
+    on_validation: Callable[[dict[str, float]], object] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any] | None:
+    """See `flaxcnn.training.train`, which takes a config's name, too."""
     validate(config)
     keep_freed_memory()
     folder = Workdir(workdir)
-    with folder.claim(config), StopSignal() as stop:
+    with folder.claim(config), StopSignal() as signals:
         if folder.has("result"):
             return folder.read("result")
         for warning in doctor.warnings():
@@ -58,8 +60,12 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any] | None:
         checkpoints = Checkpoints(
             folder.checkpoints, keep.keep_last, keep.keep_best, config.monitor
         )
+
+        def stopped() -> bool:
+            return signals.requested or (stop is not None and stop())
+
         try:
-            state = _advance(experiment, folder, checkpoints, stop)
+            state = _advance(experiment, folder, checkpoints, stopped, on_validation)
         finally:
             checkpoints.close()
         if state is None:
@@ -69,9 +75,13 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any] | None:
 
 
 def _advance(
-    experiment: Experiment, folder: Workdir, checkpoints: Checkpoints, stop: StopSignal
+    experiment: Experiment,
+    folder: Workdir,
+    checkpoints: Checkpoints,
+    stopped: Callable[[], bool],
+    on_validation: Callable[[dict[str, float]], object] | None,
 ) -> TrainState | None:
-    """The final state, or None when stopped by a signal (the state is then saved)."""
+    """The final state, or None when asked to stop (the state is then saved)."""
     parallel, plan = experiment.parallel, experiment.plan
     step, state, history = _restore_or_start(experiment, checkpoints)
     if step == plan.total_steps or _finished_early(experiment.config, history):
@@ -81,15 +91,17 @@ def _advance(
         for end_of_call in loop.calls(step, logger):
             saved = end_of_call == step
             if end_of_call % plan.steps_per_epoch == 0:
-                loop.validate(end_of_call, logger)
+                row = loop.validate(end_of_call, logger)
                 loop.save(checkpoints, end_of_call, validated=True)
                 saved = True
+                if on_validation is not None and row is not None:
+                    on_validation(dict(row))
                 if _finished_early(experiment.config, history):
                     break
             elif loop.save_is_due(end_of_call):
                 loop.save(checkpoints, end_of_call, validated=False)
                 saved = True
-            if stop.requested and end_of_call < plan.total_steps:
+            if stopped() and end_of_call < plan.total_steps:
                 if not saved:
                     loop.save(checkpoints, end_of_call, validated=False)
                 return None
@@ -164,16 +176,17 @@ class _Loop:
         images = (end - start) * plan.batch_size
         logger.log_train({**where, **row, "learning_rate": rate}, end - start, images)
 
-    def validate(self, step: int, logger: Logger) -> None:
-        """Measures the validation split and adds a row to the history."""
+    def validate(self, step: int, logger: Logger) -> dict[str, float] | None:
+        """Measures the validation split, if there is one: the row it adds to the history."""
         if self._evaluate is None:
-            return
+            return None
         metrics, _ = self._evaluate(self.state.variables)
         epoch = step // self.experiment.plan.steps_per_epoch
         row = {"step": step, "epoch": epoch, **metrics}
         self.history.append(row)
         shown = " · ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         logger.log_validation(row, f"epoch {epoch}: validation {shown}")
+        return row
 
     def save_is_due(self, step: int) -> bool:
         """Whether the call that ends at `step` crossed a multiple of `checkpoint.every_steps`."""

@@ -193,19 +193,28 @@ def _check_fields(config: OptimizerConfig) -> None:
             raise UserError(f"optimizer.rates: {pattern} must have a factor >= 0, got {rate!r}")
 
 
+def list_optimizers() -> dict[str, dict[str, Any]]:
+    """What `optimizer.kwargs` may set of each optimizer, with the defaults."""
+    return {name: _list_kwargs(rule) for name, rule in _RULES.items()}
+
+
+def _list_kwargs(rule: _Rule) -> dict[str, Any]:
+    """The arguments of the optax function that no other field sets, with their defaults."""
+    return {
+        name: rule.arguments.get(name, parameter.default)
+        for name, parameter in inspect.signature(rule.make).parameters.items()
+        if name not in ("learning_rate", "weight_decay", "adam_weight_decay")
+        and not name.endswith(("mask", "dimension_numbers"))
+    }
+
+
 def _check_kwargs(config: OptimizerConfig, rule: _Rule) -> dict[str, Any]:
-    """`config.kwargs` if the optax function takes them; those set by other fields are not its.
+    """`config.kwargs` if the optax function takes them.
 
     Raises:
         UserError: an unknown argument, or a value of another type than the default's.
     """
-    signature = inspect.signature(rule.make).parameters
-    defaults = {
-        name: rule.arguments.get(name, parameter.default)
-        for name, parameter in signature.items()
-        if name not in ("learning_rate", "weight_decay", "adam_weight_decay")
-        and not name.endswith(("mask", "dimension_numbers"))
-    }
+    defaults = _list_kwargs(rule)
     for name, value in config.kwargs.items():
         if name not in defaults:
             known = ", ".join(defaults)

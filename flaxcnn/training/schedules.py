@@ -11,7 +11,17 @@ import optax
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import OptimizerConfig
 
-SCHEDULES = "constant, step, exponential, cosine, linear, polynomial, one_cycle, plateau"
+# The fields of `OptimizerConfig` that each one uses; all have the peak and a warm-up.
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "step": ("boundaries", "decay_rate"),
+    "exponential": ("decay_rate", "decay_epochs", "final_fraction"),
+    "cosine": ("final_fraction",),
+    "linear": ("final_fraction",),
+    "polynomial": ("power", "final_fraction"),
+    "one_cycle": ("final_fraction",),
+    "plateau": ("patience", "decay_rate"),
+}
 
 
 def make_schedule(config: OptimizerConfig, steps_per_epoch: int, epochs: int) -> optax.Schedule:
@@ -67,7 +77,8 @@ def _make_main(
             return optax.cosine_onecycle_schedule(
                 steps, peak, pct_start=0.3, div_factor=start, final_div_factor=end
             )
-    raise UserError(f"optimizer.schedule={config.schedule!r}: must be one of {SCHEDULES}")
+    known = ", ".join(SCHEDULES)
+    raise UserError(f"optimizer.schedule={config.schedule!r}: must be one of {known}")
 
 
 def _check(config: OptimizerConfig, epochs: int, warmup_ends: bool) -> None:

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as a request that long work answers when it is safe to."""
 
 import signal
+import threading
 import types
 from typing import Any
 
@@ -8,7 +9,8 @@ from typing import Any
 class StopSignal:
     """Turns the first SIGTERM or Ctrl-C into a request that long work answers where it can stop.
 
-    A second one acts as it would have without us.
+    A second one acts as it would have without us. Outside the main thread, where Python allows no
+    handlers, signals stay as they are.
     """
 
     def __init__(self):
@@ -16,6 +18,8 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._request)
         return self

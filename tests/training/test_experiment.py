@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, loop, run
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, run, train
 from flaxcnn.training.experiment import Experiment, find_facts, load_data
 from flaxcnn.training.state import hash_tree
 
@@ -67,16 +67,6 @@ def test_a_run_goes_on_to_the_bits_of_one_that_was_not_stopped(tmp_path, monkeyp
     config = make_config()
     whole = run(config, tmp_path / "whole")
     assert whole is not None and whole["steps"] == 2 * 10
-    signals, enter, calls = [], loop.StopSignal.__enter__, loop._Loop.calls
-
-    def stop_after_one(self, step, logger):
-        for end in calls(self, step, logger):
-            signals[0].requested = True
-            yield end
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.StopSignal, "__enter__", lambda s: signals.append(s) or enter(s))
-        patch.setattr(loop._Loop, "calls", stop_after_one)
-        assert run(config, tmp_path / "parts") is None
+    assert train(config, tmp_path / "parts", stop=lambda: True) is None  # after the first call
     monkeypatch.setattr(Experiment, "initial_state", None)  # it has begun, and must not again
     assert run(config, tmp_path / "parts") == whole

@@ -9,7 +9,7 @@ import pytest
 
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import OptimizerConfig
-from flaxcnn.training.schedules import make_schedule, plateau_scale, should_stop
+from flaxcnn.training.schedules import SCHEDULES, make_schedule, plateau_scale, should_stop
 
 STEPS, EPOCHS = 10, 8  # 80 updates
 
@@ -170,3 +170,23 @@ def test_early_stopping(history, higher_is_better, stops):
 
 def test_no_patience_never_stops():
     assert not should_stop([0.9] + [0.1] * 50, 0, True)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_uses_the_fields_that_are_listed_for_it(schedule):
+    def some_rates(**changed):
+        fields = {"schedule": schedule, "boundaries": (2.0,), "decay_rate": 0.5} | changed
+        make = make_schedule(OptimizerConfig(learning_rate=0.4, **fields), STEPS, EPOCHS)
+        return [float(make(step)) for step in (25, 70)]
+
+    others = {
+        "boundaries": (3.0,),
+        "decay_rate": 0.2,
+        "decay_epochs": 2.0,
+        "final_fraction": 0.6,
+        "power": 3.0,
+    }
+    used = {name for name, value in others.items() if some_rates(**{name: value}) != some_rates()}
+    if schedule == "plateau":  # by `plateau_scale`
+        used |= {"patience", "decay_rate"}
+    assert used == set(SCHEDULES[schedule])

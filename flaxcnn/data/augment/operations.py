@@ -6,6 +6,7 @@ the probability that anything is done at all.
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 
@@ -243,7 +244,7 @@ def _factor(
             lambda key, image: function(image, uniform(key, low, 1 + amount)), needs_color
         )
 
-    make.__doc__ = f"`{function.__module__}.{function.__name__}`, factor within `amount` of 1."
+    make.__doc__ = f"{inspect.getdoc(function)}\n\nThe factor is within `amount` of 1."
     return make
 
 
@@ -255,7 +256,7 @@ def _sometimes(
     def make(p: float = 0.5) -> Operation:
         return with_probability(Change(lambda key, image: function(image), needs_color), p)
 
-    make.__doc__ = f"`{function.__module__}.{function.__name__}`."
+    make.__doc__ = function.__doc__
     return make
 
 

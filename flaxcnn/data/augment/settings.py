@@ -61,9 +61,9 @@ def check_range(name: str, value: object, low: float, high: float) -> None:
 
 def check_fill(fill: object) -> Fill:
     """Raises UserError unless `fill` says what lies beyond the borders."""
-    if isinstance(fill, str):
-        if fill not in ("reflect", "edge"):
-            raise UserError(f"fill must be 'reflect', 'edge' or a number in 0..1, got {fill!r}")
+    if isinstance(fill, str) and fill in ("reflect", "edge"):
         return fill
-    check_number("fill", fill, 0, 1)
+    number = isinstance(fill, int | float) and not isinstance(fill, bool)
+    if not number or not 0 <= fill <= 1:  # pyright: ignore[reportOperatorIssue]
+        raise UserError(f"fill must be 'reflect', 'edge' or a number in 0..1, got {fill!r}")
     return float(fill)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,108 @@
+"""The command `flaxcnn train`: a config by name or file, its fields as flags, the folder of a run.
+
+The flags are ml_collections', whose names depend on the config; the other commands use argparse.
+"""
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from flaxcnn.errors import UserError
+from flaxcnn.training.config import Config, check_field
+from flaxcnn.training.config_file import find_file, list_files, run_file
+from flaxcnn.training.config_help import describe_fields, format_rows
+
+DEFAULT_CONFIG = "digits"
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Exit status 0: done, or stopped on request. Raises UserError for a mistake."""
+    if {"--help", "-h", "-help"} & set(arguments):
+        print(_help())
+        return 0
+    try:
+        config, workdir = parse(arguments)
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    from flaxcnn.training.loop import run  # after the flags: a wrong one is reported at once
+
+    run(config, workdir)
+    return 0
+
+
+def _help() -> str:
+    names = textwrap.fill(f"Configs by name: {', '.join(list_files())}", 100)
+    usage = f"""usage: flaxcnn train [CONFIG] [--workdir DIR] [--config.FIELD=VALUE ...]
+
+Trains a network. The same command again resumes the run in the workdir, to the same bits.
+
+  CONFIG           name of a config that comes with flaxcnn, or a Python file whose get_config()
+                   returns a Config (default: {DEFAULT_CONFIG}); also as --config CONFIG
+  --workdir DIR    folder of the run (default: runs/<name of the config>)
+  --config.FIELD=VALUE
+                   another value of a field; --config.optimizer.kwargs.b2=0.95 adds a setting
+
+{names}
+Choices: flaxcnn list models, optimizers, schedules, losses, augmentations, views, configs
+
+Fields, with their defaults:
+"""
+    return f"{usage}\n{format_rows([(f'{n}={v}', c) for n, v, c in describe_fields()])}"
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, str]:
+    """The config with its overrides, and the workdir (default: runs/<name of the config>).
+
+    Raises UserError or absl's flags.Error for what is no config, field or value.
+    """
+    name, rest = _split(arguments)
+    for argument in rest:
+        if match := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            check_field(match[1])
+    file = find_file(name)
+    config, _ = run_file(file, "get_config")
+    if not isinstance(config, Config):
+        raise UserError(
+            f"{file}: get_config() must return a flaxcnn Config, got {type(config).__name__}"
+        )
+    argv = ["flaxcnn", *rest]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dataclass(
+        "config",
+        config,
+        flag_values=values,
+        sys_argv=argv,
+        accept_new_attributes=True,  # keys of the kwargs; check_field has refused all others
+    )
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    if unread := values(argv)[1:]:
+        raise UserError(f"unexpected argument {unread[0]!r}; flags begin with --")
+    return values.config, values.workdir or str(Path("runs") / file.stem)
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The config's name, wherever it stands, and the flags.
+
+    A word after a flag without `=` is that flag's value.
+    """
+    names, rest, waiting = [], [], ""  # the flag that still waits for its value
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        if flag in ("--config", "-config"):
+            waiting = "" if equals else flag
+            names += [value] if equals else []
+        elif word.startswith("-"):
+            waiting = "" if equals else flag
+            rest.append(word)
+        else:
+            (rest if waiting not in ("", "--config", "-config") else names).append(word)
+            waiting = ""
+    if waiting in ("--config", "-config"):
+        raise UserError("--config needs a name or a file")
+    if len(names) > 1:
+        raise UserError(f"two configs are given, {names[0]!r} and {names[1]!r}")
+    return (names or [DEFAULT_CONFIG])[0], rest

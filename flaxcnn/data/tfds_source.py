@@ -109,7 +109,7 @@ def _make_builder(name: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"data.source: tfds:{name} needs a package that is missing ({error.name}); "
-            "pip install 'flaxcnn[prepare]' brings TensorFlow"
+            "pip install tensorflow brings what data sets are prepared with"
         ) from error
     except Exception as error:  # wrong version, config or spelling: tfds tells it in the first line
         reason = str(error).strip().partition("\n")[0]
@@ -139,6 +139,6 @@ def _prepare(name: str, builder: Any) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"tfds:{name} is not prepared in {builder.data_dir}, which takes TensorFlow once: "
-            "pip install 'flaxcnn[prepare]', or set TFDS_DATA_DIR to where it is prepared"
+            "pip install tensorflow, or set TFDS_DATA_DIR to where it is prepared"
         )
     builder.download_and_prepare(file_format="array_record")

@@ -83,7 +83,7 @@ def test_unprepared_set_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     message = line("tfds:mnist")
-    for part in ("tfds:mnist", str(tmp_path), "pip install 'flaxcnn[prepare]'"):
+    for part in ("tfds:mnist", str(tmp_path), "pip install tensorflow"):
         assert part in message
 
 

@@ -19,8 +19,8 @@ from flaxcnn.layers.pool import (
     global_max_pool,
     l2_pool,
     max_pool,
-    roi_max_pool,
 )
+from flaxcnn.layers.roi_pool import roi_max_pool
 from flaxcnn.layers.squeeze_excite import SqueezeExcite
 
 __all__ = [

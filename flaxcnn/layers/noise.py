@@ -2,15 +2,17 @@
 
 The noise of an example depends on the "dropout" key and on the example's position in the global
 batch, on nothing else: one device, a batch sharded over eight, and `pmap` draw the same bits.
-All noise is drawn in float32.
+All noise is drawn in float32. Noisy integers are float32.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from flaxcnn.errors import UserError
 
@@ -20,22 +22,49 @@ Array = jax.Array
 class Dropout(nn.Module):
     """Zeroes each value with probability `rate`, scales the rest by 1 / (1 - rate).
 
-    Srivastava et al. 2014, in the inverted form. Under `pmap`, `axis_name` is the mapped axis.
-    Raises UserError unless 0 <= rate < 1.
+    Srivastava et al. 2014, in the inverted form. Under `pmap`, `axis_name` is the mapped axis. The
+    other attributes are those of `flax.linen.Dropout`: values along `broadcast_dims` are zeroed
+    together, and keys come from the stream `rng_collection`. What differs from Flax: the bits (an
+    example's do not depend on the batch around it), the order of the attributes, and a rate of 1,
+    which is refused. Raises UserError unless 0 <= rate < 1.
     """
 
     rate: float
     axis_name: str | None = None
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps [N, ...] to the same shape and dtype; noisy if `train`."""
+    def __call__(
+        self,
+        x: Array,
+        deterministic: bool | None = None,
+        rng: Array | None = None,
+        *,
+        train: bool | None = None,
+    ) -> Array:
+        """Maps [N, ...] to the same shape and dtype; noisy if `train`.
+
+        Flax's `deterministic`, here or as an attribute, is `not train`; `rng` is a key to use
+        instead of one from `rng_collection`. Raises UserError unless exactly one of the three says
+        whether it is training.
+        """
         _check_rate(self)
-        if not train or self.rate == 0:
+        given = (self.deterministic, deterministic, None if train is None else not train)
+        chosen = [value for value in given if value is not None]
+        if len(chosen) != 1:
+            raise UserError(
+                "Dropout: exactly one of train=, deterministic= and the attribute `deterministic` "
+                f"must be given, not {len(chosen)}"
+            )
+        if chosen[0] or self.rate == 0:
             return x
-        keep = 1 - self.rate
-        kept = _draw(self, x.shape, lambda key, shape: jax.random.bernoulli(key, keep, shape))
-        return jnp.where(kept, x / keep, jnp.zeros_like(x))
+        shared = {axis % x.ndim for axis in self.broadcast_dims}
+        shape = tuple(1 if axis in shared else size for axis, size in enumerate(x.shape))
+        key = self.make_rng(self.rng_collection) if rng is None else rng
+        kept = _draw(self, key, x, shape, functools.partial(_bernoulli, 1 - self.rate), 0 in shared)
+        return jnp.where(kept, x / (1 - self.rate), 0)
 
 
 class DropPath(nn.Module):
@@ -56,8 +85,10 @@ class DropPath(nn.Module):
         if not train or self.rate == 0:
             return x
         keep, shape = 1 - self.rate, (x.shape[0], *(1 for _ in x.shape[1:]))
-        kept = _draw(self, shape, lambda key, shape: jax.random.bernoulli(key, keep, shape))
-        return jnp.where(kept, x / keep, jnp.zeros_like(x))
+        kept = _draw(
+            self, self.make_rng("dropout"), x, shape, functools.partial(_bernoulli, keep)
+        )
+        return jnp.where(kept, x / keep, 0)
 
 
 class GaussianDropout(nn.Module):
@@ -77,7 +108,10 @@ class GaussianDropout(nn.Module):
         if not train or self.rate == 0:
             return x
         std = (self.rate / (1 - self.rate)) ** 0.5
-        return (x * (1 + std * _draw(self, x.shape, jax.random.normal))).astype(x.dtype)
+        noise = _draw(self, self.make_rng("dropout"), x, x.shape, jax.random.normal)
+        wide = jnp.promote_types(x.dtype, noise.dtype)
+        y = x.astype(wide) * (1 + std * noise).astype(wide)
+        return y.astype(_noisy_dtype(x))
 
 
 class GaussianNoise(nn.Module):
@@ -96,7 +130,12 @@ class GaussianNoise(nn.Module):
             raise UserError(f"GaussianNoise.std is {self.std}, and must not be negative")
         if not train or self.std == 0:
             return x
-        return (x + self.std * _draw(self, x.shape, jax.random.normal)).astype(x.dtype)
+        noise = _draw(self, self.make_rng("dropout"), x, x.shape, jax.random.normal)
+        wide = jnp.promote_types(x.dtype, noise.dtype)
+        return (x.astype(wide) + (self.std * noise).astype(wide)).astype(_noisy_dtype(x))
+
+
+Layer = Dropout | DropPath | GaussianDropout | GaussianNoise
 
 
 def _check_rate(layer: Dropout | DropPath | GaussianDropout) -> None:
@@ -104,18 +143,37 @@ def _check_rate(layer: Dropout | DropPath | GaussianDropout) -> None:
         raise UserError(f"{type(layer).__name__}.rate is {layer.rate}, and must be in [0, 1)")
 
 
+def _noisy_dtype(x: Array):
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
+
+
+def _bernoulli(keep: float, key: Array, shape: tuple[int, ...]) -> Array:
+    return jax.random.bernoulli(key, keep, shape)
+
+
 def _draw(
-    layer: Dropout | DropPath | GaussianDropout | GaussianNoise,
+    layer: Layer,
+    key: Array,
+    x: Array,
     shape: tuple[int, ...],
     draw: Callable[[Array, tuple[int, ...]], Array],
+    all_alike: bool = False,
 ) -> Array:
-    """Draws `shape` = [N, ...] with one key per example, folded from its global position."""
-    key, (count, *example) = layer.make_rng("dropout"), shape
+    """Draws `shape` = [N, ...] with one key per example, folded from its global position.
+
+    Where x is sharded over explicit axes, the noise is drawn sharded as x is. `all_alike` means
+    that N is 1 for all examples together.
+    """
+    count, *example = shape
     positions = jnp.arange(count)
-    if layer.axis_name and not layer.is_initializing():
+    if layer.axis_name and not all_alike and not layer.is_initializing():
         positions += lax.axis_index(layer.axis_name) * count
 
-    def draw_example(position: Array) -> Array:
-        return draw(jax.random.fold_in(key, position), tuple(example))
+    def draw_examples(key: Array, positions: Array) -> Array:
+        return jax.vmap(lambda at: draw(jax.random.fold_in(key, at), tuple(example)))(positions)
 
-    return jax.vmap(draw_example)(positions)
+    axes = zip(jax.typeof(x).sharding.spec, x.shape, shape, strict=True)
+    spec = PartitionSpec(*(name if size == drawn else None for name, size, drawn in axes))
+    if any(spec):
+        draw_examples = jax.sharding.auto_axes(draw_examples, out_sharding=spec)
+    return draw_examples(key, positions)

@@ -16,6 +16,7 @@ from flax import traverse_util
 from flaxcnn.errors import UserError
 from flaxcnn.models.registry import create_model, variant
 from flaxcnn.weights.rules import LAYOUTS, Rule, Transform
+from flaxcnn.weights.state_dict import find_tensors, shape_of, to_float32
 
 Array = np.ndarray
 Path = tuple[str, ...]
@@ -63,40 +64,63 @@ class Source(NamedTuple):
 
 
 def convert(
-    name: str, tensors: Mapping[str, Array], layout: str, **kwargs: Any
+    name: str,
+    tensors: Mapping[str, Any],
+    layout: str,
+    *,
+    key: jax.Array | None = None,
+    **kwargs: Any,
 ) -> dict[str, dict[str, Any]]:
     """Turns another library's weights into variables of the named network.
 
     `tensors` are arrays by the other library's names, `layout` is "torchvision", "timm", "keras"
-    or "caffe"; `kwargs` go to `create_model`, as `num_classes=10` for weights of ten classes.
-    Returns {"params": ..., "batch_stats": ...} of float32 arrays. Tensors of auxiliary classifiers
-    that the network does not have are left out with a UserWarning that names them.
+    or "caffe"; `kwargs` go to `create_model`. Returns {"params": ..., "batch_stats": ...} of
+    float32 arrays.
+
+    Arrays may be NumPy's, JAX's or PyTorch's, in half precision too, `tensors` a whole checkpoint
+    ({"state_dict": ..., "epoch": 90}), and all its names prefixed, by "module." for one (see
+    `state_dict.py`).
+
+    With a `num_classes` that is not the weights', the head is new, which a UserWarning says: its
+    values are those of `model.init(key, ...)`, where `key` is `jax.random.key(0)` unless given.
+    With `num_classes=0` or `features_only`, the head's tensors, and those of stages that are not
+    computed, are left out. So are those of auxiliary classifiers that the network does not have,
+    with a UserWarning that names them.
 
     Raises UserError that lists every missing and every unexpected name and every clash of shapes.
     """
     model = create_model(name, **kwargs)
     sources = list_sources(name, model, layout)
-    known = {n: shape for s in sources.values() for n, shape in s.their_shapes.items()}
-    tensors = {_rename(model, layout, n): tensor for n, tensor in tensors.items()}
-    rest = [n for n in tensors if n not in known and not re.fullmatch(LAYOUTS[layout].ignored, n)]
-    auxiliary = re.compile(_family(model).__dict__.get("AUXILIARY", "$^"))
-    unused = [n for n in rest if auxiliary.match(n)]
-    problems = [f"missing {n}" for n in sorted(set(known) - set(tensors))]
-    problems += [f"unexpected {n}" for n in rest if n not in unused]
+    found = find_tensors(tensors, LAYOUTS[layout])
+    tensors = {_rename(model, layout, n): tensor for n, tensor in found.items()}
+    shapes = {n: shape_of(tensor) for n, tensor in tensors.items()}
+    head, classes = set[Path](), 0
+    if kwargs.get("num_classes"):
+        head, classes = _find_other_head(name, model, layout, sources, shapes)
+    read = {path: source for path, source in sources.items() if path not in head}
+    needed, known = _list_shapes(read), _list_shapes(sources)
+    unexpected, unused = _sort_others([n for n in tensors if n not in known], name, layout, kwargs)
+    problems = [f"missing {n}" for n in sorted(set(needed) - set(tensors))]
+    problems += [f"unexpected {n}" for n in unexpected]
     problems += [
-        f"{n} has shape {tensors[n].shape}, and not {shape}"
-        for n, shape in known.items()
-        if n in tensors and tensors[n].shape != shape
+        f"{n} has shape {shapes[n]}, and not {shape}"
+        for n, shape in needed.items()
+        if n in tensors and shapes[n] != shape
     ]
     if problems:
         raise UserError(f"weights for {name} in layout {layout}: " + "; ".join(problems))
     if unused:
         warnings.warn(f"{name}: weights not used: {', '.join(unused)}", stacklevel=2)
-    flat = {
-        path: np.ascontiguousarray(source.read(tensors), np.float32)
-        for path, source in sources.items()
-    }
-    return traverse_util.unflatten_dict(flat)
+    flat: dict[Path, Any] = {}
+    if head:
+        leaves = ", ".join("/".join(path[1:]) for path in sorted(head))
+        told = f"the weights are for {classes} classes, and num_classes is {kwargs['num_classes']}"
+        warnings.warn(f"{name}: {told}: {leaves} are new", stacklevel=2)
+        flat |= _initialize(model, variant(name).input_shape, head, key)
+    for path, source in read.items():
+        arrays = {n: to_float32(n, tensors[n]) for n in source.their_shapes}
+        flat[path] = np.array(source.read(arrays), order="C")  # a copy: theirs may change
+    return traverse_util.unflatten_dict({path: flat[path] for path in sources})
 
 
 def export(name: str, variables: Mapping[str, Any], layout: str, **kwargs: Any) -> dict[str, Array]:
@@ -159,6 +183,72 @@ def _trace_shapes(model: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, 
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
+def _list_shapes(sources: Mapping[Path, Source]) -> dict[str, tuple[int, ...]]:
+    """The shapes of their arrays, by name."""
+    return {n: shape for source in sources.values() for n, shape in source.their_shapes.items()}
+
+
+def _find_other_head(
+    name: str,
+    model: Any,
+    layout: str,
+    sources: Mapping[Path, Source],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[set[Path], int]:
+    """The leaves whose tensors are for another number of classes, and that number.
+
+    Nothing and 0 if there are none, or if tensors do not agree on the number.
+    """
+    if all(shapes.get(n, shape) == shape for n, shape in _list_shapes(sources).items()):
+        return set(), 0
+    # A leaf belongs to the head if one class more changes its shape.
+    larger = list_sources(name, model.clone(num_classes=model.num_classes + 1), layout)
+    head = {path for path, source in sources.items() if source.shape != larger[path].shape}
+    counts = set()
+    for path in head:
+        theirs = shapes.get(sources[path].name)
+        if theirs is None:
+            continue
+        sizes = list(zip(sources[path].their_shape, larger[path].their_shape, theirs, strict=False))
+        if len(theirs) != len(sizes) or any(a == b != c for a, b, c in sizes):
+            return set(), 0
+        counts |= {c for a, b, c in sizes if a != b}
+    if len(counts) != 1 or counts == {model.num_classes}:
+        return set(), 0
+    return head, counts.pop()
+
+
+def _sort_others(
+    names: list[str], name: str, layout: str, kwargs: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Of names that the network does not know: those that nobody knows, and those to warn of."""
+    names = [n for n in names if not re.fullmatch(LAYOUTS[layout].ignored, n)]
+    auxiliary = re.compile(_family(create_model(name)).__dict__.get("AUXILIARY", "$^"))
+    unused = [n for n in names if auxiliary.match(n)]
+    unexpected = [n for n in names if not auxiliary.match(n)]
+    cuts = ("num_classes", "features_only", "out_indices")
+    if names and (kwargs.get("num_classes") == 0 or kwargs.get("features_only")):
+        uncut = {argument: value for argument, value in kwargs.items() if argument not in cuts}
+        whole = _list_shapes(list_sources(name, create_model(name, **uncut), layout))
+        return [n for n in unexpected if n not in whole], []
+    return unexpected, unused
+
+
+def _initialize(
+    model: nn.Module, input_shape: tuple[int, ...], paths: set[Path], key: jax.Array | None
+) -> dict[Path, Array]:
+    """The leaves of `model.init` at `paths`."""
+
+    @jax.jit  # of which XLA compiles what these leaves need
+    def init(key):
+        variables = model.init(key, jnp.zeros((1, *input_shape)), train=False)
+        leaves: dict[Path, Any] = traverse_util.flatten_dict(variables)  # pyright: ignore
+        return {path: leaves[path] for path in paths}
+
+    leaves = init(jax.random.key(0) if key is None else key)
+    return {path: np.asarray(leaf) for path, leaf in leaves.items()}
+
+
 def _find(rules: list[Rule], path: str, name: str, layout: str) -> tuple[Rule, str]:
     for rule in rules:
         module = rule.rename(path)
@@ -177,7 +267,10 @@ def _rename(model: nn.Module, layout: str, name: str) -> str:
 def _family(model: nn.Module) -> Any:
     """The module with the names of the networks of `models/x.py`: `weights/names/x.py`."""
     family = type(model).__module__.rpartition(".")[2]
+    module = f"flaxcnn.weights.names.{family}"
     try:
-        return importlib.import_module(f"flaxcnn.weights.names.{family}")
-    except ModuleNotFoundError:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:  # an import within it
+            raise
         return importlib.import_module("flaxcnn.weights.names")  # without layouts

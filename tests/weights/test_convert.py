@@ -1,5 +1,7 @@
 """Conversion both ways, and what is said when tensors do not fit."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,9 @@ from flaxcnn.errors import UserError
 from flaxcnn.models import variant
 from flaxcnn.weights import convert, export
 from flaxcnn.weights.convert import list_sources
+from flaxcnn.weights.rules import LAYOUTS
 
+WRAPPERS = LAYOUTS["torchvision"].prefixes
 # The smallest network of each class and layout: the rules are written per class.
 EACH = {}
 for _reference in sorted(REFERENCES, key=lambda r: -variant(r.model).params):
@@ -43,6 +47,7 @@ def test_round_trip_keeps_every_bit(reference):
     kwargs = {"num_classes": 10, **reference.kwargs}
     variables = convert(name, draw(name, layout, **kwargs), layout, **kwargs)
     tensors = export(name, variables, layout, **kwargs)
+    assert not any(n.startswith(WRAPPERS) for n in tensors)  # which `convert` would take off
     again = convert(name, tensors, layout, **kwargs)
     assert jax.tree.structure(again) == jax.tree.structure(variables)
     for ours, back in zip(jax.tree.leaves(variables), jax.tree.leaves(again), strict=True):
@@ -92,6 +97,13 @@ def test_an_unknown_layout_is_told_with_the_known_ones(resnet18):
         convert("resnet18", resnet18, "mxnet")
     with pytest.raises(UserError, match="lenet5_1998 has no weights in layout 'timm': it has none"):
         convert("lenet5_1998", {}, "timm")
+
+
+def test_a_broken_import_is_not_a_network_without_weights(monkeypatch):
+    monkeypatch.delitem(sys.modules, "flaxcnn.weights.names.nin", raising=False)
+    monkeypatch.setitem(sys.modules, "flaxcnn.models.nin", None)
+    with pytest.raises(ModuleNotFoundError, match=r"flaxcnn\.models\.nin"):
+        convert("nin_imagenet", {}, "caffe")
 
 
 def test_converted_variables_are_what_the_network_takes(resnet18):

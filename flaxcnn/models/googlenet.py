@@ -26,7 +26,7 @@ from flaxcnn.layers import (
 )
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
+from flaxcnn.models.images import check_images, normalize_to_one
 from flaxcnn.models.network import Network, Outputs, classify, run_stages
 from flaxcnn.models.variant import Variant
 
@@ -116,6 +116,8 @@ class GoogLeNet(Network):
         over windows of 5x5, which give 4x4 for images of 224x224.
       width: a factor of all features but the classifiers'.
       dropout, auxiliary_dropout: before the classifier, and within the auxiliary ones.
+      transform_input: images are normalised with ImageNet's mean and deviation, and the network
+        changes them to -1..1, for which torchvision's pretrained weights are.
     """
 
     batch_norm: bool = False
@@ -126,6 +128,7 @@ class GoogLeNet(Network):
     width: float = 1.0
     dropout: float = 0.4
     auxiliary_dropout: float = 0.7
+    transform_input: bool = False
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
@@ -133,6 +136,8 @@ class GoogLeNet(Network):
         with_heads = self.auxiliary and self.num_classes > 0 and not self.features_only
         runs_heads = with_heads and (train or self.is_initializing())
         check_images(images, self._smallest_side(runs_heads), self)
+        if self.transform_input:
+            images = normalize_to_one(images)
         kernel_init = nn.initializers.lecun_uniform()  # "xavier" in Caffe
         bias_init = nn.initializers.constant(0.2)
         norm = None
@@ -253,5 +258,14 @@ DEVIATIONS = (
         "The third branch of a module is a 5x5 convolution.",
         "torchvision and TF-slim have 3x3 there (pytorch/vision#906).",
         "`large_kernel` is 3 in `googlenet`; with 5 it has 7,005,832 parameters.",
+    ),
+    Deviation(
+        "googlenet, googlenet_bn_tv_aux",
+        "Images have their mean subtracted.",
+        "torchvision's pretrained weights are for images in -1..1. Its network takes images "
+        "normalised with ImageNet's mean and deviation and changes them (`transform_input=True`, "
+        "set with pretrained weights only).",
+        "`transform_input` does it, off unless given: needed with torchvision's pretrained weights "
+        "where images are normalised as for its other networks.",
     ),
 )

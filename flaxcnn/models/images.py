@@ -1,6 +1,8 @@
-"""The check that every network makes of its images."""
+"""What networks make of their images first: a check, and another normalisation."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from flaxcnn.errors import UserError
 
@@ -19,3 +21,20 @@ def check_images(images: jax.Array, smallest: int, network: object) -> None:
             f"{name} needs images of at least {smallest}x{smallest}, or its maps would vanish; "
             f"got {height}x{width}x{channels}"
         )
+
+
+_IMAGENET_MEAN = np.array([[[[0.485, 0.456, 0.406]]]])
+_IMAGENET_STD = np.array([[[[0.229, 0.224, 0.225]]]])
+
+
+def normalize_to_one(images: jax.Array) -> jax.Array:
+    """Changes pixels normalised with ImageNet's mean and deviation into -1..1, float32.
+
+    torchvision's `transform_input`: [N, H, W, 3] to the same shape. Raises UserError unless images
+    have three channels.
+    """
+    if images.shape[-1] != 3:
+        raise UserError(f"transform_input is for RGB images, got an array of shape {images.shape}")
+    wide = images.astype(jnp.promote_types(images.dtype, jnp.float32))
+    scale, shift = _IMAGENET_STD / 0.5, (_IMAGENET_MEAN - 0.5) / 0.5
+    return wide * jnp.asarray(scale, wide.dtype) + jnp.asarray(shift, wide.dtype)

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flaxcnn.layers import BatchNorm, Conv, avg_pool, global_avg_pool, max_pool
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
+from flaxcnn.models.images import check_images, normalize_to_one
 from flaxcnn.models.network import Network, Outputs, classify, run_stages
 from flaxcnn.models.variant import Variant
 
@@ -159,6 +159,8 @@ class InceptionV3(Network):
       norm_momentum: share of BatchNorm's averages that is kept.
       width: a factor of all features but the classifiers'.
       dropout: before the classifier.
+      transform_input: images are normalised with ImageNet's mean and deviation, and the network
+        changes them to -1..1, for which torchvision's pretrained weights are.
     """
 
     auxiliary: bool = False
@@ -167,6 +169,7 @@ class InceptionV3(Network):
     norm_momentum: float = 0.9
     width: float = 1.0
     dropout: float = 0.2
+    transform_input: bool = False
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
@@ -174,6 +177,8 @@ class InceptionV3(Network):
         with_head = self.auxiliary and self.num_classes > 0 and not self.features_only
         runs_head = with_head and (train or self.is_initializing())
         check_images(images, 299 if runs_head else 75, self)
+        if self.transform_input:
+            images = normalize_to_one(images)
         kernel_init = nn.initializers.truncated_normal(0.1)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=kernel_init)
         norm = functools.partial(
@@ -264,5 +269,14 @@ DEVIATIONS = (
         "Dropout 0.2 (authors' TF-slim code).",
         "torchvision has 0.5, Keras and timm none.",
         "`dropout` is 0.5 in torchvision's networks, 0 in Keras', 0.2 unless given.",
+    ),
+    Deviation(
+        "inception_v3, inception_v3_aux",
+        "Images in -1..1 (authors' TF-slim code).",
+        "Keras and timm take them so, timm's `gluon_in1k` normalised with ImageNet's mean and "
+        "deviation. torchvision's network takes images normalised in that way and changes them "
+        "(`transform_input=True`, set with pretrained weights only).",
+        "`transform_input` does it, off unless given: needed with torchvision's pretrained weights "
+        "where images are normalised as for its other networks.",
     ),
 )

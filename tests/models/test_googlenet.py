@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from draw import draw_images
 from drawn import draw_network, evaluate, relative_error
+from flax import linen as nn
 from flax import traverse_util
 from numpy_layers import (
     avg_pool,
@@ -21,6 +22,7 @@ from numpy_layers import (
 )
 
 from flaxcnn.errors import UserError
+from flaxcnn.layers import Conv
 from flaxcnn.models import create_model
 from flaxcnn.models.network import Outputs
 from flaxcnn.weights.convert import convert, export
@@ -148,3 +150,28 @@ def test_width_is_a_factor_of_features():
     flat = traverse_util.flatten_dict(shapes["params"], sep="/")
     assert flat["inception_3a/reduce5x5/conv/kernel"].shape == (1, 1, 96, 16)
     assert flat["classifier/kernel"].shape == (512, 10)
+
+
+class FirstConv(Exception):
+    """Ends a network before its first convolution; holds what that would have seen."""
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_transform_input_undoes_imagenet_s_normalisation(name):
+    """As torchvision's: 0 becomes -1 and 1 becomes 1, whatever the mean and deviation were."""
+    pixels = np.random.default_rng(0).random((1, 75, 75, 3))
+    pixels[0, 0, :2] = (0, 0, 0), (1, 1, 1)
+    normalized = (pixels - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+
+    def stop(call, args, kwargs, context):
+        if isinstance(context.module, Conv):
+            raise FirstConv(args[0])
+        return call(*args, **kwargs)
+
+    for transform, expected in ((True, 2 * pixels - 1), (False, normalized)):
+        model = create_model(name, transform_input=transform)
+        with pytest.raises(FirstConv) as seen, nn.intercept_methods(stop):
+            model.apply({}, jnp.float32(normalized), train=False)
+        np.testing.assert_allclose(seen.value.args[0], expected, atol=1e-6)
+    with pytest.raises(UserError, match="transform_input is for RGB images, got an array of shape"):
+        create_model(name, transform_input=True).apply({}, jnp.zeros((1, 75, 75, 1)), train=False)

@@ -36,12 +36,14 @@ class Darknet19(Network):
       features: channels of the first stage.
       negative_slope: of the leaky ReLU.
       dropout: probability to drop a value before the classifier.
+      momentum: of BatchNorm, the share of the running averages that a step keeps.
     """
 
     depths: tuple[int, ...] = (1, 1, 3, 3, 5, 5)
     features: int = 32
     negative_slope: float = 0.1
     dropout: float = 0.0
+    momentum: float = 0.99
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
@@ -100,6 +102,7 @@ class Darknet53(Network):
       negative_slope: of the leaky ReLU.
       dropout: probability to drop a pooled feature.
       drop_path: probability to drop the last block's branch; those before it in proportion.
+      momentum: of BatchNorm, the share of the running averages that a step keeps.
     """
 
     depths: tuple[int, ...] = (1, 2, 8, 8, 4)
@@ -107,6 +110,7 @@ class Darknet53(Network):
     negative_slope: float = 0.1
     dropout: float = 0.0
     drop_path: float = 0.0
+    momentum: float = 0.99
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
@@ -142,7 +146,7 @@ def _choose_layers(network: Darknet19 | Darknet53, train: bool) -> Mapping[str, 
         "norm": functools.partial(
             BatchNorm,
             not train,
-            momentum=0.99,
+            momentum=network.momentum,
             epsilon=1e-5,
             dtype=network.dtype,
             axis_name=network.axis_name,

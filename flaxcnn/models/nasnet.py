@@ -51,6 +51,7 @@ class NASNet(Network):
         The paper's 0.3 for Large rises in the course of training from 0, which is not done here.
       auxiliary: a second classifier in training (Outputs), before the last reduction. Its
         parameters are for images of one size.
+      momentum: of BatchNorm, the share of the running averages that a step keeps.
     """
 
     cells: int
@@ -61,6 +62,7 @@ class NASNet(Network):
     dropout: float = 0.5
     drop_path: float = 0.0
     auxiliary: bool = False
+    momentum: float = 0.9997
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
@@ -75,7 +77,7 @@ class NASNet(Network):
         norm = functools.partial(
             BatchNorm,
             not train,
-            momentum=0.9997,
+            momentum=self.momentum,
             epsilon=1e-3,
             dtype=self.dtype,
             axis_name=self.axis_name,

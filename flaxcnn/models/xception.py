@@ -76,12 +76,14 @@ class Xception(Network):
       middle_blocks: blocks of the middle flow, three separable convolutions each.
       dropout: before the classifier.
       drop_path: probability to drop the last block's branch; those before it in proportion.
+      momentum: of BatchNorm, the share of the running averages that a step keeps.
     """
 
     width: float = 1.0
     middle_blocks: int = 8
     dropout: float = 0.5
     drop_path: float = 0.0
+    momentum: float = 0.99
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
@@ -93,7 +95,7 @@ class Xception(Network):
         norm = functools.partial(
             BatchNorm,
             not train,
-            momentum=0.99,
+            momentum=self.momentum,
             epsilon=1e-3,
             dtype=self.dtype,
             axis_name=self.axis_name,

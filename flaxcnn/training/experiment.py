@@ -28,6 +28,7 @@ from flaxcnn.models.registry import create_model
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.tasks.losses import compute_class_weights, make_loss
 from flaxcnn.training.config import Config, to_dict
+from flaxcnn.training.momentum import judge_momentum, record_momentum
 from flaxcnn.training.optim import Lookahead, make_lookahead, make_optimizer
 from flaxcnn.training.schedules import make_schedule
 from flaxcnn.training.sharding import check_divisible, make_parallel
@@ -65,6 +66,7 @@ class Facts:
     steps_per_call: int
     train_images: list[int] = dataclasses.field(default_factory=list)  # per class, see `Draws`;
     train_draws: list[int] = dataclasses.field(default_factory=list)  # [] in runs of old versions
+    norm_momentum: float = 0.0  # the largest of BatchNorm; 0 without, and in runs of old versions
 
 
 @dataclasses.dataclass
@@ -131,6 +133,12 @@ class Experiment:
     def preprocess(self):
         """uint8 images -> normalised float32."""
         return make_preprocess(self.facts.mean, self.facts.std)
+
+    def warnings(self) -> list[str]:
+        """What the user should know of this run before it starts."""
+        updates = self.plan.total_steps * self.config.optimizer.accumulate
+        found = judge_momentum(self.facts.norm_momentum, updates, self.model)
+        return [found] if found else []
 
     def initial_state(self) -> TrainState:
         """The run at step 0, a function of the config and the training split's first images."""
@@ -325,7 +333,10 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
     draws = _make_draws(config, dataset)
     task = make_task(config, list(dataset.class_names))
     model = make_model(config, list(dataset.class_names), None)
-    state = jax.eval_shape(lambda: make_state(model, optax.identity(), dataset.image_shape, seed=0))
+    with record_momentum() as momenta:
+        state = jax.eval_shape(
+            lambda: make_state(model, optax.identity(), dataset.image_shape, seed=0)
+        )
     for field, shape in (("data.augment", seen), ("data.views", viewed)):
         if shape != dataset.image_shape:
             check_takes(model, state.variables, shape, field)
@@ -356,6 +367,7 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
         steps_per_call=config.steps_per_call or planned,
         train_images=np.bincount(draws.labels, minlength=len(dataset.class_names)).tolist(),
         train_draws=draws.per_class.tolist(),
+        norm_momentum=max(momenta, default=0.0),
     )
 
 

@@ -55,6 +55,8 @@ def train(
         for warning in doctor.warnings():
             print(f"WARNING: {warning}", file=sys.stderr)
         experiment = make_experiment(config, folder)
+        for warning in experiment.warnings():
+            print(f"WARNING: {warning}", file=sys.stderr)
         folder.write("environment", doctor.environment())
         keep = config.checkpoint
         checkpoints = Checkpoints(

@@ -1,8 +1,16 @@
 """Classic convolutional networks as pure Flax modules, and one reproducible training engine."""
 
 from flaxcnn import weights
-from flaxcnn.models import create_model, feature_info, list_models
+from flaxcnn.models import create_model, feature_info, init, list_models
 from flaxcnn.training import train
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "feature_info", "list_models", "train", "weights"]
+__all__ = [
+    "__version__",
+    "create_model",
+    "feature_info",
+    "init",
+    "list_models",
+    "train",
+    "weights",
+]

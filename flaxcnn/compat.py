@@ -42,3 +42,8 @@ def _vary(x: Array, axes: tuple[str, ...]) -> Array:
     if hasattr(lax, "pcast"):
         return lax.pcast(x, axes, to="varying")
     return lax.pvary(x, axes)
+
+
+def called_jaxpr(equation: Any) -> Any:
+    """The ClosedJaxpr that an equation of a jaxpr calls if it is a `jax.jit`, else None."""
+    return equation.params["jaxpr"] if equation.primitive.name in ("jit", "pjit") else None

@@ -10,6 +10,7 @@ from flaxcnn.models.googlenet import GoogLeNet
 from flaxcnn.models.inception_resnet import InceptionResNet
 from flaxcnn.models.inception_v3 import InceptionV3
 from flaxcnn.models.inception_v4 import InceptionV4
+from flaxcnn.models.initialize import init
 from flaxcnn.models.lenet import LeNet, LeNet5
 from flaxcnn.models.mlp import MLP
 from flaxcnn.models.mobilenet import MobileNet
@@ -59,6 +60,7 @@ __all__ = [
     "Outputs",
     "Variant",
     "feature_info",
+    "init",
     "Xception",
     "ZFNet",
     "create_model",

@@ -13,6 +13,7 @@ import optax
 from flax import struct
 
 from flaxcnn.errors import UserError
+from flaxcnn.models import init
 
 
 class TrainState(struct.PyTreeNode):
@@ -54,16 +55,10 @@ def make_state(
     """
     root_key = jax.random.key(seed)
     init_key, noise_key = jax.random.split(root_key)
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    rngs = {"params": init_key, "dropout": noise_key}
     try:
-        variables = jax.jit(lambda rngs, images: model.init(rngs, images, train=False))(
-            rngs, images
-        )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        shape = "x".join(map(str, image_shape))
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"model.name: the network cannot take {shape} images: {reason}") from error
+        variables = init(model, {"params": init_key, "dropout": noise_key}, image_shape)
+    except UserError as error:
+        raise UserError(f"model.name: {error}") from error
     if initialize is not None:
         variables = initialize(variables)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})

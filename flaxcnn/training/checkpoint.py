@@ -1,18 +1,26 @@
 """The one file that knows about orbax: saves and restores a `TrainState`, whole or not at all.
 
 A checkpoint holds the state, the validation history up to its step, and two SHA-256: of the state's
-bytes, and of its layout, by which one of another version is told from a damaged one. It is written
-in the background and appears under its name only when complete (orbax renames a finished temporary
-folder), so a run killed while saving has lost nothing it had.
+bytes, and of its layout, by which one of another version is told from a damaged one. It is hashed
+and written in the background and appears under its name, the step, only when complete (orbax
+renames a finished temporary folder), so a run killed while saving has lost nothing it had.
+
+Who only reads opens `SavedCheckpoints`, which changes nothing, beside a run that is saving too.
+`Checkpoints` is for the one that trains: it removes what a killed run left unfinished.
 """
 
 import contextlib
 import errno
+import json
 import logging
+import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +32,156 @@ from flaxcnn.errors import UserError
 from flaxcnn.training.state import TrainState, hash_layout, hash_tree
 
 _SPACE_FOR_METADATA = 2**18  # bytes, of a checkpoint beside its arrays
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+_UNRATED = (False, 0.0)  # the score of a checkpoint that was not validated
 History = list[dict[str, float]]  # one row of validation metrics per epoch
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs each step of each save
 
 
-class Checkpoints:
+class SavedCheckpoints:
+    """The complete checkpoints in a folder, which need not exist. Reading changes nothing in it.
+
+    `monitor` is "accuracy" (higher is better) or "loss" (lower); NaN is worse than any number. Of
+    equals the later is better.
+    """
+
+    def __init__(self, directory: Path, monitor: str):
+        self._directory, self._monitor = directory, monitor
+        self._damaged: set[int] = set()  # as far as tried
+        self._opened = _without_patterns(self, directory.absolute())
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints there are now, oldest first."""
+        return sorted(int(name) for name in self._names() if name.isascii() and name.isdecimal())
+
+    def best_step(self) -> int | None:
+        """The step with the best validation metric; the latest if none was validated."""
+        return next(iter(self._rank("best")), None)
+
+    def restore_latest(self, abstract: TrainState) -> tuple[int, TrainState, History] | None:
+        """The newest checkpoint that is whole, as (step, state, history); None if there is none.
+
+        A damaged one is reported on stderr and left alone (the run overwrites it when it gets
+        there again), and the one before is tried.
+
+        Raises:
+            UserError: there are some, and none can be read, or one is whole and has another
+                layout: starting anew would overwrite what can perhaps still be saved.
+        """
+        return self._restore_first("last", abstract)
+
+    def restore_best(self, abstract: TrainState) -> tuple[int, TrainState, History] | None:
+        """As `restore_latest`, the best one first; those that were not validated come last."""
+        return self._restore_first("best", abstract)
+
+    def _restore_first(
+        self, which: str, abstract: TrainState
+    ) -> tuple[int, TrainState, History] | None:
+        # Listed again after each try: a run may have replaced what is read here meanwhile.
+        while untried := [step for step in self._rank(which) if step not in self._damaged]:
+            try:
+                return untried[0], *self.restore(untried[0], abstract)
+            except _DamagedError as error:
+                self._damaged.add(untried[0])
+                if self._path(untried[0]).exists():
+                    print(f"{error}; trying another", file=sys.stderr)
+        found = [n for n in self._names() if not n.startswith(".") and _UNFINISHED not in n]
+        if found:
+            raise UserError(
+                f"no checkpoint in {self._directory} can be read ({', '.join(sorted(found)[:5])}): "
+                "bring one back from a copy, or delete that folder to start the run anew"
+            )
+        return None
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, History]:
+        """The state saved at `step`, as NumPy arrays, to be placed on any number of devices.
+
+        Raises UserError if the checkpoint is damaged, or of another network or version.
+        """
+        abstract = _without_typed_keys(abstract)
+        # NumPy arrays as the target: what is read need not fit the devices it was saved from.
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)
+        path = self._opened / str(step)
+        with _damage_named(step):
+            metadata: Any = ocp.metadata(path, "state").custom_metadata
+            # Every version wrote the first; orbax gives {} where the file is lost.
+            sha256, layout = metadata["sha256"], metadata.get("layout")
+        if layout != hash_layout(abstract):
+            raise UserError(
+                f"checkpoint {step} was written by another version of flaxcnn or of optax, whose "
+                "training state has other parts; that version can read it"
+            )
+        with _damage_named(step):
+            state: Any = ocp.load(path, target, checkpointable_name="state")
+            if hash_tree(state) != sha256:
+                raise ValueError("its SHA-256 is not the one it was saved with")
+        return _with_typed_keys(state), metadata["history"]
+
+    def _rank(self, which: str) -> list[int]:
+        """The steps, the "last" or the "best" first."""
+        if which == "last":
+            return self.steps[::-1]
+        scores = {step: self._score(self._read_metrics(step)) for step in self.steps}
+        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
+
+    def _read_metrics(self, step: int) -> dict[str, float]:
+        """What validation measured at `step`; {} if nothing, or if it cannot be read."""
+        try:
+            return json.loads((self._path(step) / "metrics" / "metrics").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _score(self, metrics: Mapping[str, float]) -> tuple[bool, float]:
+        """The larger the better: without metrics, then NaN, then what was measured."""
+        value = metrics.get(self._monitor)
+        if value is None:
+            return _UNRATED
+        sign = -1 if self._monitor == "loss" else 1
+        return True, -math.inf if math.isnan(value) else sign * value
+
+    def _names(self) -> list[str]:
+        return os.listdir(self._directory) if self._directory.is_dir() else []
+
+    def _path(self, step: int) -> Path:
+        return self._directory / str(step)
+
+
+class Checkpoints(SavedCheckpoints):
     """The checkpoints of one run: the last `keep_last` and the best `keep_best` by `monitor`.
 
-    `monitor` is "accuracy" (higher is better) or "loss" (lower). Of equals the later is better.
+    Only for who holds the lock of the run's folder.
     """
 
     def __init__(self, directory: Path, keep_last: int, keep_best: int, monitor: str):
-        policies: Any = ocp.training.preservation_policies
-        sign = -1 if monitor == "loss" else 1
-        self._score = lambda metrics: sign * metrics[monitor]
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
+        super().__init__(directory, monitor)
+        self._keep_last, self._keep_best = keep_last, keep_best
         self._checkpointer = ocp.training.Checkpointer(
-            str(directory.absolute()),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep_last),
-                    policies.BestN(
-                        get_metric_fn=self._score,
-                        n=keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            str(self._opened),
+            preservation_policy=self,
             cleanup_tmp_directories=True,
+            lightweight_initialize=True,  # else damaged metrics of one step refuse all of them
         )
+        self._executor = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which of orbax's checkpoints to keep; it asks after each save.
+
+        Those found damaged count for nothing, and stay until the run is past them.
+        """
+        scores = {
+            c.step: self._score(c.metrics or self._read_metrics(c.step))
+            for c in checkpoints
+            if c.step not in self._damaged
+        }
+        rated = [step for step, score in scores.items() if score > _UNRATED]
+        best = sorted(rated, key=lambda step: (scores[step], step), reverse=True)[: self._keep_best]
+        last = sorted(scores)[-self._keep_last :]
+        kept = {*best, *last, *(step for step in self._damaged if step > last[-1])}
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
     def save(self, step: int, state: TrainState, history: History, *, validated: bool) -> None:
         """Starts writing `state` in the background, after the save before it has ended.
@@ -62,15 +189,20 @@ class Checkpoints:
         `validated`: the last row of `history` was measured at this very step, so that the
         checkpoint may be chosen as the best.
         """
+        self.wait()
         # Copies of both: the next step donates the buffers that are being written, the next
         # validation adds a row to the history.
         history = [dict(row) for row in history]
-        metrics: Any = history[-1] if validated else None
         state = jax.device_get(_without_typed_keys(state))
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        self._pending = self._executor.submit(self._write, step, state, history, validated)
+
+    def _write(self, step: int, state: TrainState, history: History, validated: bool) -> None:
+        self._damaged.discard(step)
         hashes = {"sha256": hash_tree(state), "layout": hash_layout(state)}
-        metadata = {"history": history, **hashes}
-        self._checkpointer.save_checkpointables_async(
+        metrics: Any = history[-1] if validated else None
+        metadata: Any = {"history": history, **hashes}
+        self._checkpointer.save_checkpointables(
             step,
             {"state": state},
             force=True,
@@ -85,64 +217,19 @@ class Checkpoints:
         if free < size + _SPACE_FOR_METADATA:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def restore_latest(self, abstract: TrainState) -> tuple[int, TrainState, History] | None:
-        """The newest checkpoint that is whole, as (step, state, history); None if there is none.
-
-        A damaged one is reported on stderr and left alone (the run overwrites it when it gets
-        there again), and the one before is tried.
-
-        Raises:
-            UserError: one that is whole has another layout: starting anew would overwrite it.
-        """
-        for step in sorted(self.steps, reverse=True):
-            try:
-                return step, *self.restore(step, abstract)
-            except _DamagedError as error:
-                print(f"{error}; trying the one before", file=sys.stderr)
-        return None
-
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, History]:
-        """The state saved at `step`, as NumPy arrays, to be placed on any number of devices.
-
-        Raises UserError if the checkpoint is damaged, or of another network or version.
-        """
-        abstract = _without_typed_keys(abstract)
-        # NumPy arrays as the target: what is read need not fit the devices it was saved from.
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)
-        with _damage_named(step):
-            metadata: Any = self._checkpointer.metadata(step).custom_metadata
-            # Every version wrote the first; orbax gives {} where the file is lost.
-            sha256, layout = metadata["sha256"], metadata.get("layout")
-        if layout != hash_layout(abstract):
-            raise UserError(
-                f"checkpoint {step} was written by another version of flaxcnn or of optax, whose "
-                "training state has other parts; that version can read it"
-            )
-        with _damage_named(step):
-            state = self._checkpointer.load(step, target)
-            if hash_tree(state) != sha256:
-                raise ValueError("its SHA-256 is not the one it was saved with")
-        return _with_typed_keys(state), metadata["history"]
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, oldest first."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
-
-    def best_step(self) -> int | None:
-        """The step with the best validation metric; the latest if none was validated."""
-        rated = [c for c in self._checkpointer.checkpoints if c.metrics is not None]
-        if rated:
-            return max(rated, key=lambda c: (self._score(c.metrics), c.step)).step
-        return max(self.steps, default=None)
-
     def wait(self) -> None:
-        """Returns when every save has been written."""
-        self._checkpointer.wait()
+        """Returns when every save has been written. Raises what went wrong in the last."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def close(self) -> None:
-        """Waits for the saves under way and lets go of the directory."""
-        self._checkpointer.close()
+        """Waits for the save under way and lets go of the directory."""
+        try:
+            self.wait()
+        finally:
+            self._executor.shutdown()
+            self._checkpointer.close()
 
 
 class _DamagedError(UserError):
@@ -167,3 +254,17 @@ def _without_typed_keys(state: TrainState) -> TrainState:
 
 def _with_typed_keys(state: TrainState) -> TrainState:
     return state.replace(key=jax.random.wrap_key_data(state.key))
+
+
+def _without_patterns(owner: object, directory: Path) -> Path:
+    """`directory` by a name in which orbax's glob finds no pattern, as long as `owner` lives.
+
+    In a folder called [lr=0.1] orbax would find nothing of what it has just written.
+    """
+    if not any(character in str(directory) for character in "*?["):
+        return directory
+    folder = tempfile.mkdtemp(prefix="flaxcnn-")
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    link = Path(folder, "checkpoints")
+    link.symlink_to(directory, target_is_directory=True)
+    return link

@@ -13,7 +13,7 @@ from flaxcnn.data.augment import read_views, viewed_shape
 from flaxcnn.data.images import read_image
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.classification import Classification
-from flaxcnn.training.checkpoint import Checkpoints
+from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.config import Config
 from flaxcnn.training.experiment import Experiment, Facts, load_data, make_model, make_task
 from flaxcnn.training.optim import make_optimizer
@@ -116,15 +116,12 @@ class TrainedRun:
 def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
     """The run in folder `path` at its "best" checkpoint (by validation metric) or its "last".
 
-    Raises UserError if there is no run, no checkpoint yet, or the checkpoint is damaged.
+    It changes nothing there, so the run may be training. A damaged checkpoint is reported on
+    stderr, and the next best or the one before is taken.
+    Raises UserError if there is no run, no checkpoint yet, or none that can be read.
     """
     workdir = Workdir(path)
     config, facts = workdir.config(), Facts(**workdir.read("run"))
-    keep = config.checkpoint
-    checkpoints = Checkpoints(workdir.checkpoints, keep.keep_last, keep.keep_best, config.monitor)
-    step = checkpoints.best_step() if checkpoint == "best" else max(checkpoints.steps, default=None)
-    if step is None:
-        raise UserError(f"{path} has no checkpoint yet")
     model = make_model(config, facts.class_names, None)
     tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
     abstract = jax.eval_shape(
@@ -137,7 +134,11 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
             lookahead=config.optimizer.lookahead_every > 0,
         )
     )
-    state, _ = checkpoints.restore(step, abstract)
-    checkpoints.close()
+    checkpoints = SavedCheckpoints(workdir.checkpoints, config.monitor)
+    restore = checkpoints.restore_best if checkpoint == "best" else checkpoints.restore_latest
+    restored = restore(abstract)
+    if restored is None:
+        raise UserError(f"{path} has no checkpoint yet")
+    step, state, _ = restored
     task = make_task(config, facts.class_names)
     return TrainedRun(config, facts, step, model, task, state.variables)

@@ -46,11 +46,12 @@ class Classification:
         }
         if len(self.class_names) > 5:
             # Elementwise rather than `lax.top_k`, which would gather a batch split over devices.
-            # Of equal logits the first wins, as in argmax; a NaN beats nothing.
+            # Of equal logits the first wins, as in argmax.
             true = jnp.take_along_axis(logits, labels[:, None], axis=-1)
             later = labels[:, None] <= jnp.arange(logits.shape[-1], dtype=labels.dtype)[None]
             beaten = (true > logits) | ((true == logits) & later)
-            metrics["top5_accuracy"] = ((~beaten).sum(-1) < 5).astype(jnp.float32)
+            within = ((~beaten).sum(-1) < 5) & (predictions >= 0)
+            metrics["top5_accuracy"] = within.astype(jnp.float32)
         return metrics
 
     def weigh(self, losses: jax.Array, labels: jax.Array) -> jax.Array:
@@ -71,9 +72,15 @@ class Classification:
         return jax.nn.softmax(logits)
 
     def predict(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The most probable class, int32 [N], and its probability, float32 [N]."""
+        """The most probable class, int32 [N], and its probability, float32 [N].
+
+        Where a logit is NaN or infinity there is none: the class is -1, which is right for no
+        label, and the probability NaN.
+        """
         both = jnp.concatenate([-logits, logits], axis=-1) if logits.shape[-1] == 1 else logits
-        return jnp.argmax(both, axis=-1).astype(jnp.int32), self.probabilities(logits).max(-1)
+        known = jnp.isfinite(both.max(-1))  # of a NaN, argmax would take the place
+        label = jnp.where(known, jnp.argmax(both, axis=-1), -1).astype(jnp.int32)
+        return label, jnp.where(known, self.probabilities(logits).max(-1), jnp.nan)
 
     def report(
         self,
@@ -91,7 +98,8 @@ class Classification:
         (the plain mean over classes), as in scikit-learn with `zero_division=0`.
         """
         counts = count_confusions(labels, predictions, len(self.class_names))
-        right, predicted, support = np.diag(counts), counts.sum(axis=0), counts.sum(axis=1)
+        right, predicted = np.diag(counts), counts.sum(axis=0)
+        support = np.bincount(labels, minlength=len(counts))
         columns = {
             "precision": right / np.maximum(predicted, 1),
             "recall": right / np.maximum(support, 1),
@@ -113,9 +121,12 @@ class Classification:
 
 
 def count_confusions(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """Count the examples of each true class (row) predicted as each class (column), int64."""
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (labels, predictions), 1)
+    """Count the examples of each true class (row) predicted as each class (column), int64.
+
+    Those predicted as none (-1) are in no column.
+    """
+    counts, some = np.zeros((classes, classes), np.int64), predictions >= 0
+    np.add.at(counts, (labels[some], predictions[some]), 1)
     return counts
 
 

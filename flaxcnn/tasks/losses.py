@@ -53,14 +53,13 @@ def focal(
 
     Softmax over C > 1 outputs, sigmoid for one. Without Lin's class weight alpha, which is what
     `compute_class_weights` gives. A smoothed target sums the classes' focal terms, each weighted
-    by its share of the target.
+    by its share of the target; one output has the classes 0 and 1.
     """
     if logits.shape[-1] == 1:
-        targets = _sigmoid_targets(logits, labels)
-        smoothed = targets * (1.0 - label_smoothing) + label_smoothing / 2
-        return optax.sigmoid_focal_loss(logits, smoothed, gamma=focal_gamma)[:, 0]
-    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    log_p = jax.nn.log_softmax(logits)
+        log_p = jax.nn.log_sigmoid(jnp.concatenate([-logits, logits], axis=-1))
+    else:
+        log_p = jax.nn.log_softmax(logits)
+    targets = jax.nn.one_hot(labels, log_p.shape[-1], dtype=logits.dtype)
     # Above zero, where the derivative of a power below one is infinite.
     miss = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(logits.dtype).tiny)
     return -(optax.smooth_labels(targets, label_smoothing) * miss**focal_gamma * log_p).sum(-1)

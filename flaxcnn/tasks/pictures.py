@@ -57,7 +57,7 @@ def draw_confusion_matrix(
     )
     axes.set_yticks(shown, names, parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class")
-    correct, total = int(np.trace(counts)), int(counts.sum())
+    correct, total = int(np.trace(counts)), len(labels)
     axes.set_title(f"{correct} of {total} right ({_percent(correct, total)})")
     if classes <= 20:
         size = min(9.0, 40.0 / len(str(counts.max())))
@@ -112,8 +112,9 @@ def draw_predictions(
         axes.set(xticks=[], yticks=[])
         predicted, true = int(predictions[index]), int(labels[index])
         error = predicted != true
+        name = _shorten(class_names[predicted], 12) if predicted >= 0 else "none"
         axes.set_title(
-            f"{_shorten(class_names[predicted], 12)} ({probabilities[index]:.0%})\n"
+            f"{name} ({probabilities[index]:.0%})\n"
             f"true: {_shorten(class_names[true], 12)}",
             fontsize=8,
             color=RED if error else "black",

@@ -57,6 +57,25 @@ def test_top5_breaks_ties_like_argmax_and_never_counts_nan():
     np.testing.assert_array_equal(broken["top5_accuracy"], np.zeros(8))
 
 
+@pytest.mark.parametrize(("outputs", "bad"), [(7, np.nan), (1, np.nan), (1, np.inf)])
+def test_logits_that_are_no_numbers_are_right_for_nobody(outputs, bad):
+    """argmax takes the place of a NaN, which one label in seven has."""
+    task, classes = make_task(max(outputs, 2), "mse"), max(outputs, 2)
+    labels = np.arange(3 * classes, dtype=np.int32) % classes
+    logits = np.eye(classes, outputs, dtype=np.float32)[labels] - np.float32(outputs == 1) / 2
+    logits[0, 0] = logits[classes + 1] = bad
+    metrics = task.metrics(logits, labels)
+    predicted, probability = map(np.asarray, task.predict(logits))
+    wrong = np.array([0, classes + 1])
+    assert (predicted[wrong] == -1).all() and np.isnan(probability[wrong]).all()
+    for name in metrics.keys() - {"loss"}:
+        assert (np.asarray(metrics[name])[wrong] == 0).all()
+    report = task.report(labels, predicted)
+    assert report["accuracy"] == np.mean(metrics["accuracy"])
+    assert [c["support"] for c in report["classes"]] == [3] * classes
+    assert count_confusions(labels, predicted, classes).sum() == len(labels) - 2
+
+
 def test_predictions_of_many_outputs():
     logits = RNG.normal(size=(50, 7)).astype(np.float32)
     task = make_task(7)

@@ -80,6 +80,15 @@ def test_focal_with_smoothed_targets():
     loss = make("focal", label_smoothing=0.2, focal_gamma=0.0)(LOGIT, BITS)
     check(loss, -(target * log_p + (1 - target) * log_q))
 
+def test_focal_of_one_output_with_smoothing_is_that_of_two_classes():
+    """Smoothed targets .95, .95, .05; computed by hand in float64."""
+    logits, labels = np.array([[2.0], [-1.0], [0.5]], np.float32), np.array([1, 1, 0])
+    loss = make("focal", label_smoothing=0.1)(logits, labels)
+    np.testing.assert_allclose(loss, [0.08422, 0.66791, 0.36192], atol=5e-6)
+    p, target = expit(logits[:, 0].astype(float)), 0.9 * labels + 0.05
+    expected = -target * (1 - p) ** 2 * np.log(p) - (1 - target) * p**2 * np.log(1 - p)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
 
 def test_mse():
     check(make("mse")(LOGITS, LABELS), ((softmax(LOGITS, -1) - ONE_HOT) ** 2).mean(-1))

@@ -30,7 +30,9 @@ def evaluate_command(args: argparse.Namespace) -> int:
     run = load_run(args.workdir, args.checkpoint)
     views = None if args.views is None else _parse_views(args.views)
     size = _parse_size(args.image_size) if args.image_size else ()
-    means, examples = run.evaluate(args.split, views=views, image_size=size, resize=args.resize)
+    means, examples = run.evaluate(
+        args.split, views=views, image_size=size, resize=args.resize, source=args.source
+    )
     trained = run.facts.train_images, run.facts.train_draws
     report = run.task.report(examples["true_label"], examples["label"], *trained)
     size = size or tuple(run.facts.image_shape[:2])
@@ -180,6 +182,9 @@ def make_parser() -> argparse.ArgumentParser:
     command = add("evaluate", evaluate_command)
     _add_run_arguments(command)
     command.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    command.add_argument(
+        "--source", help="where the run's data set is by now (folder:PATH), if it has been moved"
+    )
     command.add_argument(
         "--views",
         metavar="LIST",

@@ -1,6 +1,7 @@
 """Image folders: one per class, in `train/ validation/ test/` or directly."""
 
 import contextlib
+import filecmp
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,18 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from flaxcnn.data.folder_files import FolderFiles, find_files
 from flaxcnn.data.images import ImageFormat, probe_image, read_image
+from flaxcnn.data.record import Record, check_classes, check_files, listing
 from flaxcnn.data.splits import Opened, Records, map_chunks
 from flaxcnn.errors import UserError
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_SPLIT_OF = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
 
 
 @dataclass(frozen=True)
@@ -43,82 +37,86 @@ class FolderRecords:
             yield image, self.labels[index]
 
 
-def open_folder(path: str, image_format: ImageFormat) -> Opened:
+def open_folder(path: str, image_format: ImageFormat, record: Record | None = None) -> Opened:
     """The classes and splits of a folder; one without splits has only "all".
 
-    Classes are sorted by name, and files within a class. Hidden files and those that are no images
-    are left aside. Raises UserError if classes are missing, empty or not the same in every split,
-    or if images differ in size and the format has none.
+    Classes are sorted by name, and so are the files of a class, which may lie in folders within its
+    own. Links are followed; hidden files and __MACOSX are skipped. What else is no image, folders
+    beside the splits and a test folder without classes are left aside; that is said on stderr, and
+    so is how many images of another split are copies of training images.
+    With the `record` of a run the splits are those it has recorded, and files that have been added
+    since are left aside.
+    Raises UserError if classes are missing, empty or not the same in every split, if images differ
+    in size and the format has none, or if the folder is not what was recorded.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise UserError(
-            f"data.source: there is no folder {root}; --config.data.source=folder:PATH says where "
-            "your images are, in a folder for each class"
-        )
-    folders = _find_splits(root)
-    class_names = tuple(folder.name for folder in _folders_in(next(iter(folders.values()))))
-    if len(class_names) < 2:
-        raise UserError(
-            f"data.source: {root} needs at least two folders of images, one per class, directly or "
-            f"in train, validation and test; found {', '.join(class_names) or 'none'}"
-        )
-    files = {name: _find_files(folder, class_names) for name, folder in folders.items()}
-    image_shape = _find_shape([path for paths, _ in files.values() for path in paths], image_format)
-    full = ImageFormat(image_shape[:2], image_format.resize, image_shape[2])
-    records: dict[str, Records] = {
-        name: FolderRecords(*of_split, full) for name, of_split in files.items()
+    found = find_files(path)
+    files, notes = found.files, found.notes
+    added = _check(found, f"folder:{path}", record) if record else []
+    if record and record.files:
+        if added:
+            notes.append(f"folder:{path}: {len(added)} new and not in this run: {listing(added)}")
+        files = {s: dict(of_split) for s, of_split in record.files.items() if s != "skipped"}
+    elif found.divided:
+        notes += _find_copies(found)
+    for note in notes:
+        print(note, file=sys.stderr)
+    paths = {
+        split: tuple(f"{found.root}/{name}" for name in names) for split, names in files.items()
     }
-    return Opened(class_names, image_shape, records)
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    visible = (child for child in folder.iterdir() if not child.name.startswith("."))
-    return sorted(child for child in visible if child.is_dir())
-
-
-def _find_splits(root: Path) -> dict[str, Path]:
-    """The folder of each split, train first; {"all": root} if root holds the classes."""
-    children = _folders_in(root)
-    named = [child for child in children if child.name.lower() in _SPLIT_OF]
-    if not any(_folders_in(child) for child in named):  # a class may be called "train"
-        return {"all": root}
-    splits: dict[str, Path] = {}
-    for child in named:
-        split = _SPLIT_OF[child.name.lower()]
-        if split in splits:
-            raise UserError(f"data.source: {splits[split]} and {child} are both the {split} split")
-        splits[split] = child
-    if "train" not in splits:
-        raise UserError(f"data.source: {root} has no train folder beside {named[0].name}")
-    for child in children:
-        if child not in named:
-            print(f"{child} is neither train, validation nor test: left aside", file=sys.stderr)
-    return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
-
-
-def _find_files(
-    folder: Path, class_names: tuple[str, ...]
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Paths and labels of the images in `folder`, class by class."""
-    found = [child.name for child in _folders_in(folder)]
-    if differing := sorted(set(found) ^ set(class_names)):
-        raise UserError(
-            f"data.source: {folder} must hold the classes of train; only one of the two has "
-            f"{', '.join(differing[:5])}{' ...' if differing[5:] else ''}"
+    image_shape = _find_shape(
+        [path for of_split in paths.values() for path in of_split], image_format
+    )
+    full = ImageFormat(image_shape[:2], image_format.resize, image_shape[2])
+    labels = {name: label for label, name in enumerate(found.class_names)}
+    records: dict[str, Records] = {
+        split: FolderRecords(
+            paths[split], tuple(labels[found.class_of(name)] for name in names), full
         )
-    paths, labels = [], []
-    for label, name in enumerate(class_names):
-        files = sorted(
-            str(file)
-            for file in (folder / name).iterdir()
-            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
-        )
-        if not files:
-            raise UserError(f"data.source: {folder / name} holds no JPEG, PNG, WebP or BMP image")
-        paths += files
-        labels += [label] * len(files)
-    return tuple(paths), tuple(labels)
+        for split, names in files.items()
+    }
+    return Opened(found.class_names, image_shape, records, files=files)
+
+
+def check_folder(path: str, record: Record) -> None:
+    """Raises UserError unless a folder holds the files that a run has recorded."""
+    _check(find_files(path), f"folder:{path}", record)
+
+
+def _check(found: FolderFiles, source: str, record: Record) -> list[str]:
+    check_classes(source, record.class_names, found.class_names)
+    everything = {name: size for files in found.files.values() for name, size in files.items()}
+    return check_files(source, record.files, everything)
+
+
+def _find_copies(found: FolderFiles) -> list[str]:
+    """A line for each split that has files of the train split, byte for byte the same."""
+    lines = []
+    train = {name.partition("/")[2]: (name, size) for name, size in found.files["train"].items()}
+    for split, files in found.files.items():
+        if split == "train":
+            continue
+        pairs = [
+            (name, train[inner][0])
+            for name, size in files.items()
+            for inner in [name.partition("/")[2]]
+            if inner in train and train[inner][1] == size
+        ]
+        copies = [
+            name for name, original in pairs if _is_copy(found.root / name, found.root / original)
+        ]
+        if copies:
+            lines.append(
+                f"WARNING: {len(copies)} of {len(files)} images of {split} are also in train, so "
+                f"that it measures too well: {listing(copies)}"
+            )
+    return lines
+
+
+def _is_copy(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:  # reading the images will tell
+        return False
 
 
 def _find_shape(paths: list[str], image_format: ImageFormat) -> tuple[int, int, int]:
@@ -146,6 +144,9 @@ def _find_shape(paths: list[str], image_format: ImageFormat) -> tuple[int, int, 
             " set data.image_size"
         )
     if not shapes:
-        raise UserError("data.source: none of the images can be read")
+        try:
+            probe_image(paths[0])
+        except UserError as error:
+            raise UserError(f"none of the {len(paths)} images can be read: {error}, ...") from error
     height, width = size or next(iter(sizes))
     return height, width, channels or max(shape[2] for shape in shapes)

@@ -1,16 +1,51 @@
 """Image files to arrays: strict decoding, then one size and one number of channels for all."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from flaxcnn.errors import UserError
 
-FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+}
+# Pillow before 11.3, and some builds of it, cannot read AVIF.
+FILE_FORMATS = tuple(name for name in _SUFFIXES if name != "AVIF" or features.check("avif"))
+FILE_SUFFIXES = frozenset(suffix for name in FILE_FORMATS for suffix in _SUFFIXES[name])
+_READ = f"{', '.join(FILE_FORMATS[:-1])} or {FILE_FORMATS[-1]}".replace("WEBP", "WebP")
+
+# How a file of these formats begins: what is no image of them is not called damaged.
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8",
+    "PNG": rb"\x89PNG",
+    "WEBP": rb"RIFF(....WEBP|.{0,7}$)",
+    "BMP": rb"BM",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "GIF": rb"GIF8",
+    "AVIF": rb"....ftypavi[fs]",
+}
+_HEIC = rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"
+
 _EXIF_ORIENTATION = 0x0112
+_TURNS = {  # by the EXIF standard's numbers; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageFormat(NamedTuple):
@@ -22,18 +57,20 @@ class ImageFormat(NamedTuple):
 
 
 def read_image(path: str | Path, size: tuple[int, ...], resize: str, channels: int) -> np.ndarray:
-    """A JPEG, PNG, WebP or BMP file as uint8 [H, W, C], by the rules of `fit_image`.
+    """An image file as uint8 [H, W, C], by the rules of `fit_image`.
 
-    The orientation noted by a camera (EXIF) is applied, 16-bit samples keep their high byte, and
-    transparent pixels are shown on white. Raises UserError naming the file if it cannot be opened
-    or is damaged: a file that ends too early is, even where a lenient decoder would fill it up.
+    Reads JPEG, PNG, WebP, BMP, TIFF, GIF and, where Pillow can, AVIF, whatever the file is called;
+    of several frames or pages the first. The orientation noted by a camera (EXIF) is applied,
+    16-bit samples keep their high byte, transparent pixels are shown on white. Raises UserError
+    naming the file if it cannot be opened, is of another kind, too large, or damaged: a file that
+    ends too early is, even where a lenient decoder would fill it up.
     """
     try:
         with Image.open(path, formats=FILE_FORMATS) as image:
             pixels = _to_pixels(image)  # loads it; to Pillow truncated data is an error
+        return fit_image(pixels, size, resize, channels)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise _explain(path, error) from error
-    return fit_image(pixels, size, resize, channels)
 
 
 def probe_image(path: str | Path) -> tuple[int, int, int]:
@@ -44,7 +81,7 @@ def probe_image(path: str | Path) -> tuple[int, int, int]:
     try:
         with Image.open(path, formats=FILE_FORMATS) as image:
             width, height = image.size
-            if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # on its side
+            if _orientation(image) >= 5:  # on its side
                 width, height = height, width
             return height, width, 1 if _is_grey(image) else 3
     except Exception as error:  # as above
@@ -89,12 +126,32 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA") or image.mode.startswith("I")  # I: 16-bit grey
 
 
+def _orientation(image: Image.Image) -> int:
+    """How the stored image has to be turned, a number of the EXIF standard; 1 if by nothing.
+
+    Numbers that the standard does not have, and notes that cannot be read, turn nothing.
+    """
+    if image.format == "TIFF":  # Pillow turns these itself; their `size` is that of the turned
+        return 1
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # a damaged note is no damaged image
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
 def _to_pixels(image: Image.Image) -> np.ndarray:
     """uint8 [H, W] if the file is grey, else [H, W, 3]."""
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    orientation = _orientation(image)
+    if orientation != 1:
+        image = image.transpose(_TURNS[orientation])
+    if image.mode == "F":
+        raise NotImplementedError("its samples are floating-point numbers")
     if image.mode.startswith("I"):
-        return (np.asarray(image) >> 8).astype(np.uint8)
+        samples = np.asarray(image)
+        if samples.min() < 0 or samples.max() > 0xFFFF:
+            raise NotImplementedError("its samples have more than 16 bits")
+        return (samples >> 8).astype(np.uint8)
     mode = "L" if _is_grey(image) else "RGB"
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -103,8 +160,31 @@ def _to_pixels(image: Image.Image) -> np.ndarray:
 
 
 def _explain(path: str | Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
-        return UserError(f"{path} is damaged, or not a JPEG, PNG, WebP or BMP image")
+        return UserError(f"{path} {_explain_contents(path)}")
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"{path}: {error.strerror}")
-    return UserError(f"{path} is damaged: {' '.join(str(error).split())}")
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return UserError(f"{path} is too large: {reason.partition(',')[0]}")
+    if isinstance(error, MemoryError | cv2.error):
+        return UserError(f"{path} is too large or too narrow to be brought to size in memory")
+    if isinstance(error, NotImplementedError) or re.search("(?i)unsupp|not (supp|avail)", reason):
+        return UserError(f"{path} cannot be read: {reason}")
+    return UserError(f"{path} is damaged: {reason}")
+
+
+def _explain_contents(path: str | Path) -> str:
+    """Why Pillow does not know what the file is."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+    if not start:
+        return "is damaged: it is empty"
+    if re.match(_HEIC, start, re.DOTALL):
+        return f"is a HEIC image, which cannot be read: convert it to {_READ}"
+    kinds = [name for name, begin in _SIGNATURES.items() if re.match(begin, start, re.DOTALL)]
+    if not kinds or kinds[0] not in FILE_FORMATS:
+        return f"is no {_READ} image"
+    if kinds[0] in ("TIFF", "BMP"):  # of which there are kinds that Pillow does not know
+        return f"is damaged, or a kind of {kinds[0]} that cannot be read"
+    return "is damaged: there is no valid header"

@@ -1,16 +1,20 @@
 """`load_dataset`: from the config's `data.source` to splits of uint8 images."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from flaxcnn.data.images import ImageFormat, fit_image
+from flaxcnn.data.record import Files, Record, check_classes, hash_files, listing, refuse
 from flaxcnn.data.splits import ArraySplit, Opened, Split, hold_out, load_records, map_chunks
 from flaxcnn.errors import UserError
 
 _DIGITS_SPLIT_SEED = 0  # of no run: every run is tested on the same 360 digits
+_SHOWN = 20  # images that cannot be read, named in one message
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,25 @@ class Dataset:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # height, width, channels
     splits: dict[str, Split]
-    skipped: int  # damaged images left out
+    skipped: int  # images left out because they cannot be read
+    version: str  # changes with the set: a hash of its files, or the publisher's word
+    files: Files = dataclasses.field(default_factory=dict)  # of a folder
+
+
+def absolute_source(source: str) -> str:
+    """`data.source` as it can be used from any folder: the path of "folder:" is made absolute."""
+    kind, _, path = source.partition(":")
+    return f"folder:{Path(path).expanduser().absolute()}" if kind == "folder" and path else source
+
+
+def check_source(source: str, record: Record) -> None:
+    """Raises UserError unless `source` is a folder that holds the files that a run has recorded."""
+    kind, _, path = source.partition(":")
+    if kind != "folder":
+        raise refuse(source, ["that was a folder"])
+    from flaxcnn.data.folder import check_folder
+
+    check_folder(path, record)
 
 
 def load_dataset(
@@ -35,6 +57,7 @@ def load_dataset(
     seed: int = 0,
     on_bad_image: str = "error",
     resident_limit: int = 2**31,
+    record: Record | None = None,
 ) -> Dataset:
     """Opens "digits", "tfds:<name>" or "folder:<path>"; the arguments are the fields of `data`.
 
@@ -43,8 +66,11 @@ def load_dataset(
     without a validation split holds out the share `validation` of train (0 holds out none). Both
     are stratified and depend on `seed` only. Every image is decoded once here, and those of splits
     up to `resident_limit` bytes stay in memory.
-    Raises UserError, in one line, for a wrong field, missing data, or a damaged image (unless
-    on_bad_image="skip").
+    A test split whose labels are withheld (all of them outside 0..C-1, as tfds gives -1) is left
+    out, which is said on stderr. With the `record` of a run the set must be the one recorded, and
+    the splits of a folder are those recorded.
+    Raises UserError, in one line, for a wrong field, missing data, images that cannot be read
+    (unless on_bad_image="skip"), other labels outside 0..C-1, or a set that has changed.
     """
     image_format = ImageFormat(tuple(image_size), resize, channels)
     _check_fields(image_format, split, validation, on_bad_image, resident_limit)
@@ -55,23 +81,30 @@ def load_dataset(
         from flaxcnn.data.tfds_source import open_tfds  # loads tfds only where it is needed
 
         opened = open_tfds(name, image_format)
+        if record:
+            check_classes(source, record.class_names, opened.class_names)
+            if record.version not in ("", opened.version):
+                raise refuse(source, [f"it is {opened.version}, that was {record.version}"])
         dataset = _load(source, opened, on_bad_image, resident_limit)
     elif kind == "folder" and name:
         from flaxcnn.data.folder import open_folder
 
-        opened = open_folder(name, image_format)
+        opened = open_folder(name, image_format, record)
+        if record and record.files:
+            loaded = _load(source, opened, "refuse", resident_limit)
+            return dataclasses.replace(loaded, version=record.version, files=record.files)
         dataset = _load(source, opened, on_bad_image, resident_limit)
     else:
         raise UserError(f"data.source must be digits, tfds:<name> or folder:<path>, got {source!r}")
-    splits = dict(dataset.splits)
-    if "all" in splits:
-        train, validation, test = split
-        splits["train"] = splits.pop("all")
-        _move(splits, "test", test, seed, f"data.split={tuple(split)}")
-        _move(splits, "validation", validation / (train + validation), seed, f"data.split={split}")
-    elif "validation" not in splits:
-        _move(splits, "validation", validation, seed, f"data.validation={validation}")
-    return dataclasses.replace(dataset, splits=splits)
+    by_place = record is not None and not record.version
+    dataset = _divide(dataset, split, validation, seed, by_place)
+    _note_untrained(dataset)
+    if not dataset.files:
+        return dataset
+    version = hash_files(dataset.files)
+    if record and record.version not in ("", version):  # the run has lost its list of files
+        raise refuse(source, ["its files have changed"])
+    return dataclasses.replace(dataset, version=version)
 
 
 def compute_normalization(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -144,29 +177,115 @@ def _load_digits(image_format: ImageFormat) -> Dataset:
         "train": whole.subset(np.sort(train)),
         "test": whole.subset(np.sort(test)),
     }
-    return Dataset("digits", tuple("0123456789"), images.shape[1:], splits, skipped=0)
+    shape = images.shape[1:]
+    return Dataset("digits", tuple("0123456789"), shape, splits, skipped=0, version="digits")
 
 
 def _load(source: str, opened: Opened, on_bad_image: str, resident_limit: int) -> Dataset:
-    splits, skipped = {}, 0
+    """Decodes everything once; the errors of all splits are told together.
+
+    `on_bad_image` is the config's, or "refuse" where every image has been read before.
+    """
+    splits: dict[str, Split] = {}
+    files = {name: dict(of_split) for name, of_split in opened.files.items()}
+    skipped: dict[str, int] = {}
+    errors: list[UserError] = []
     for name, records in opened.records.items():
-        splits[name], damaged = load_records(
-            records,
-            opened.image_shape,
-            title=f"{source} {name}",
-            on_bad_image=on_bad_image,
-            resident_limit=resident_limit,
+        title = f"{source} {name}"
+        if not len(records):
+            _leave_out(name, f"{title} holds no image")
+            continue
+        split, bad = load_records(
+            records, opened.image_shape, title=title, resident_limit=resident_limit
         )
-        skipped += damaged
-    return Dataset(source, opened.class_names, opened.image_shape, splits, skipped)
+        errors += bad.values()
+        if on_bad_image == "skip" and not len(split):
+            raise UserError(f"{title}: none of the {len(records)} images can be read")
+        if name in files:
+            names = list(files[name])
+            skipped |= {names[index]: files[name].pop(names[index]) for index in bad}
+        if len(split) and _has_labels(title, name, split.labels, len(opened.class_names)):
+            splits[name] = split
+    _tell(source, errors, on_bad_image)
+    if skipped:
+        files["skipped"] = skipped
+    return Dataset(
+        source, opened.class_names, opened.image_shape, splits, len(errors), opened.version, files
+    )
 
 
-def _move(splits: dict[str, Split], name: str, share: float, seed: int, field: str) -> None:
-    """Moves a stratified `share` of the train split into a new split `name`; 0 makes none."""
-    if share == 0:
-        return
-    train = splits["train"]
-    kept, held = hold_out(train.labels, share, seed)
-    if not len(kept) or not len(held):
-        raise UserError(f"{field} leaves {name} or train without images: there are {len(train)}")
-    splits["train"], splits[name] = train.subset(kept), train.subset(held)
+def _tell(source: str, errors: list[UserError], on_bad_image: str) -> None:
+    """Prints what is skipped, or raises UserError with all that cannot be read."""
+    more = [f"and {len(errors) - _SHOWN} more"] if len(errors) > _SHOWN else []
+    shown = [*map(str, errors[:_SHOWN]), *more]
+    if on_bad_image == "skip":
+        for line in shown:
+            print(f"skipped: {line}", file=sys.stderr)
+    elif errors and on_bad_image == "refuse":
+        raise refuse(source, shown)
+    elif errors:
+        count = f"{source}: {len(errors)} images cannot be read: " if len(errors) > 1 else ""
+        raise UserError(f"{count}{'; '.join(shown)} (data.on_bad_image=skip leaves them out)")
+
+
+def _leave_out(name: str, reason: str) -> None:
+    """Says that a split is not used. Raises UserError for the one that is trained on."""
+    if name in ("train", "all"):
+        raise UserError(f"data.source: {reason}")
+    other = "; validation stands in for it" if name == "test" else ""
+    print(f"{reason}: it is not measured{other}", file=sys.stderr)
+
+
+def _has_labels(title: str, name: str, labels: np.ndarray, classes: int) -> bool:
+    """False for a test split whose labels are withheld. Raises UserError for other wrong labels."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if name == "test" and len(wrong) == len(labels):
+        _leave_out(name, f"{title} has no labels (all {len(labels)} are outside 0..{classes - 1})")
+        return False
+    if len(wrong):
+        raise UserError(
+            f"data.source: {title}: {len(wrong)} of {len(labels)} labels are outside "
+            f"0..{classes - 1}, the first is {labels[wrong[0]]}"
+        )
+    return True
+
+
+def _divide(
+    dataset: Dataset, split: Sequence[float], validation: float, seed: int, by_place: bool
+) -> Dataset:
+    """Divides a folder without splits, and holds out a validation split where there is none."""
+    splits, files = dict(dataset.splits), dict(dataset.files)
+    shares, field = {"validation": validation}, f"data.validation={validation}"
+    if "all" in splits:
+        train, held, test = split
+        shares, field = (
+            {"test": test, "validation": held / (train + held)},
+            f"data.split={tuple(split)}",
+        )
+        splits["train"] = splits.pop("all")
+        if files:
+            files["train"] = files.pop("all")
+    for name, share in shares.items():
+        if name in splits or share == 0:
+            continue
+        whole = splits["train"]
+        kept, held = hold_out(whole.labels, share, seed, by_place=by_place)
+        if not len(kept) or not len(held):
+            raise UserError(
+                f"{field} leaves {name} or train without images: there are {len(whole)}"
+            )
+        splits["train"], splits[name] = whole.subset(kept), whole.subset(held)
+        if files:
+            names = list(files["train"].items())
+            files["train"], files[name] = (dict(names[i] for i in part) for part in (kept, held))
+    return dataclasses.replace(dataset, splits=splits, files=files)
+
+
+def _note_untrained(dataset: Dataset) -> None:
+    """Says which classes are measured and have no training image."""
+    trained = np.unique(dataset.splits["train"].labels)
+    for name, split in dataset.splits.items():
+        missing = np.setdiff1d(split.labels, trained)
+        if len(missing):
+            names = listing([dataset.class_names[label] for label in missing])
+            print(f"WARNING: {name} has classes without training image: {names}", file=sys.stderr)

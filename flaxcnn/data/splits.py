@@ -1,7 +1,6 @@
 """Splits of a data set: in memory, or decoded when they are asked for."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from flaxcnn.data.permutation import permutation
+from flaxcnn.data.permutation import permutation, uniform
 from flaxcnn.errors import UserError
 
 T = TypeVar("T")
 
 _CHUNK = 256  # images per task of a thread
-_HOLD_OUT = 2  # purpose of a permutation; 1 is the order of training
+# Purposes of seeded orders; 1 is the order of training, 3 and 4 are of imbalance.py.
+_HOLD_OUT, _CLASSES = 2, 5
 
 
 class Split(Protocol):
@@ -78,6 +78,8 @@ class Opened(NamedTuple):
     records: dict[
         str, Records
     ]  # of "train", and "validation" and "test" where they exist; or "all"
+    version: str = ""  # of a set that is published in versions
+    files: dict[str, dict[str, int]] = {}  # of a folder: by split each image's path and its bytes
 
 
 @dataclass(frozen=True)
@@ -106,47 +108,33 @@ class LazySplit:
 
 
 def load_records(
-    records: Records,
-    image_shape: tuple[int, int, int],
-    *,
-    title: str,
-    on_bad_image: str,
-    resident_limit: int,
-) -> tuple[Split, int]:
-    """Decodes every image once. Returns the split, and how many damaged images it leaves out.
+    records: Records, image_shape: tuple[int, int, int], *, title: str, resident_limit: int
+) -> tuple[Split, dict[int, UserError]]:
+    """Decodes every image once. Returns the split of those that can be read, and the errors.
 
     Up to `resident_limit` bytes of pixels stay in memory; a larger split decodes again on loading.
-    `title` stands beside the progress bar. Raises UserError at a damaged image, or with
-    on_bad_image="skip" prints its line on stderr.
+    `title` stands beside the progress bar. The errors are by the index of the image they leave out.
     """
     count = len(records)
     resident = count * int(np.prod(image_shape)) <= resident_limit
     images = np.empty((count if resident else 0, *image_shape), np.uint8)
     labels = np.empty(count, np.int32)
-    good = np.ones(count, bool)
 
-    def decode(indices: np.ndarray) -> list[UserError]:
-        damaged = []
+    def decode(indices: np.ndarray) -> dict[int, UserError]:
+        bad = {}
         for index, (image, label) in zip(indices, records.read(indices), strict=True):
             labels[index] = label
             if isinstance(image, UserError):
-                good[index] = False
-                damaged.append(image)
+                bad[int(index)] = image
             elif resident:
                 images[index] = image
-        return damaged
+        return bad
 
-    skipped = []
-    for damaged in map_chunks(decode, count, title):
-        if damaged and on_bad_image == "error":
-            raise damaged[0]
-        skipped += damaged
-    for error in skipped:
-        print(f"skipped: {error}", file=sys.stderr)
-    if not good.any():
-        raise UserError(f"{title}: none of the {count} images can be read")
+    bad: dict[int, UserError] = {}
+    for of_chunk in map_chunks(decode, count, title):
+        bad |= of_chunk
     whole = ArraySplit(images, labels) if resident else LazySplit(records, np.arange(count), labels)
-    return (whole if good.all() else whole.subset(np.flatnonzero(good))), len(skipped)
+    return (whole.subset(np.delete(np.arange(count), list(bad))) if bad else whole), bad
 
 
 def map_chunks(function: Callable[[np.ndarray], T], count: int, title: str) -> Iterator[T]:
@@ -168,20 +156,36 @@ def map_chunks(function: Callable[[np.ndarray], T], count: int, title: str) -> I
             pool.shutdown(cancel_futures=True)  # the first error ends the rest
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    labels: np.ndarray, fraction: float, seed: int, *, by_place: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Sorted indices to keep and to hold out, stratified: `fraction` of each class, within one.
 
-    Disjoint and exhaustive. Which examples of a class are held out depends on `seed`; how many
-    altogether is N * fraction, rounded.
+    Disjoint and exhaustive; a class always keeps one example, so that one of a single example holds
+    none out. How many are held out altogether is `fraction` of the examples of the other classes,
+    rounded, less those that a class had to keep. Which ones depends on `seed`; so does, where a
+    class is too small for its share to make one example, which classes hold one out. With
+    `by_place` that depends on the order of the classes, and a class may keep none: as of runs that
+    have not recorded their splits.
     """
-    by_class = np.concatenate(
-        [
-            members[permutation(len(members), seed, purpose=_HOLD_OUT, index=int(label))]
-            for label in np.unique(labels)
-            for members in [np.flatnonzero(labels == label)]
-        ]
-    )
-    # Every 1/fraction-th example of the classes laid end to end (systematic sampling).
-    quota = np.floor(np.arange(len(labels) + 1) * fraction + 0.5)
-    held = np.diff(quota) > 0
-    return np.sort(by_class[~held]), np.sort(by_class[held])
+    classes, counts = np.unique(labels, return_counts=True)
+    offset = 0.5
+    if not by_place and (counts * fraction < 1).any():
+        order = permutation(len(classes), seed, purpose=_CLASSES)
+        order = order[counts[order] > 1]
+        classes, rest = classes[order], counts[order].sum() * fraction % 1
+        low, high = (0, 1 - rest) if rest < 0.5 else (1 - rest, 1)  # the same number altogether
+        offset = low + (high - low) * uniform(seed, purpose=_CLASSES, index=1)
+    drawn, start = [np.zeros(0, np.int64)], 0
+    for label in classes:
+        members = np.flatnonzero(labels == label)
+        members = members[permutation(len(members), seed, purpose=_HOLD_OUT, index=int(label))]
+        # Every 1/fraction-th example of the classes laid end to end (systematic sampling).
+        quota = np.floor(np.arange(start, start + len(members) + 1) * fraction + offset)
+        start += len(members)
+        held = np.diff(quota) > 0
+        if held.all() and not by_place:
+            held[0] = False
+        drawn.append(members[held])
+    held = np.isin(np.arange(len(labels)), np.concatenate(drawn))
+    return np.flatnonzero(~held), np.flatnonzero(held)

@@ -64,9 +64,10 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
     if not isinstance(image, tfds.features.Image) or not isinstance(
         label, tfds.features.ClassLabel
     ):
+        kinds = [f"{key} ({type(feature).__name__})" for key, feature in columns.items()]
         raise UserError(
-            f"data.source: tfds:{name} is not a set of images with a label; it has "
-            f"{', '.join(columns) or 'no named features'}"
+            f"data.source: tfds:{name} is not a set of images with a label of a class; it has "
+            f"{', '.join(kinds) or 'no named features'}"
         )
     image_shape = _find_shape(name, image, image_format)
     _prepare(name, builder)
@@ -92,7 +93,7 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
         raise UserError(
             f"data.source: tfds:{name} has no train split; it has {', '.join(builder.info.splits)}"
         )
-    return Opened(tuple(label.names), image_shape, records)
+    return Opened(tuple(label.names), image_shape, records, version=builder.info.full_name)
 
 
 def _make_builder(name: str) -> Any:

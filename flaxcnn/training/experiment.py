@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -22,8 +23,10 @@ from flaxcnn.data.augment import (
 )
 from flaxcnn.data.feeders import EvalPlan, Resident, Streaming, TrainPlan
 from flaxcnn.data.imbalance import Draws, by_label, make_draws, subsample
-from flaxcnn.data.sources import Dataset, compute_normalization, load_dataset
+from flaxcnn.data.record import Record, refuse
+from flaxcnn.data.sources import Dataset, absolute_source, compute_normalization, load_dataset
 from flaxcnn.data.splits import ArraySplit, Split
+from flaxcnn.errors import UserError
 from flaxcnn.models.registry import create_model
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.tasks.losses import compute_class_weights, make_loss
@@ -54,6 +57,8 @@ class Facts:
     """What a run found out at its start, saved as run.json so that it never changes after.
 
     `mean` and `std` are per channel, of the training split's pixels scaled to 0..1.
+    `data_version` tells the data set from another: of a folder the SHA-256 of the names, sizes and
+    splits of its files (splits.json has the list), of tfds name and version.
     """
 
     class_names: list[str]
@@ -67,6 +72,24 @@ class Facts:
     train_images: list[int] = dataclasses.field(default_factory=list)  # per class, see `Draws`;
     train_draws: list[int] = dataclasses.field(default_factory=list)  # [] in runs of old versions
     norm_momentum: float = 0.0  # the largest of BatchNorm; 0 without, and in runs of old versions
+    data_version: str = ""  # "" in runs of old versions
+
+    @classmethod
+    def read(cls, workdir: Workdir) -> "Facts":
+        """The facts of the run in `workdir`; what an old one has not recorded is left empty.
+
+        Raises UserError if it lacks more, or has a field that this version does not know.
+        """
+        values, file = workdir.read("run"), workdir.path / "run.json"
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UserError(f"{file} was written by another flaxcnn: it has a field {name}")
+        for name, field in known.items():
+            needed = field.default is field.default_factory is dataclasses.MISSING
+            if needed and name not in values:
+                raise UserError(f"{file} is damaged: it has no field {name}")
+        return cls(**values)
 
 
 @dataclasses.dataclass
@@ -266,8 +289,11 @@ def make_task(config: Config, class_names: list[str]) -> Classification:
     return Classification(tuple(class_names), loss)
 
 
-def load_data(config: Config) -> Dataset:
-    """The config's data set, its training split with the share of each class to be kept."""
+def load_data(config: Config, record: Record | None = None) -> Dataset:
+    """The config's data set, its training split with the share of each class to be kept.
+
+    With the `record` of a run, the set and the splits that the run has recorded.
+    """
     data = config.data
     dataset = load_dataset(
         data.source,
@@ -279,11 +305,39 @@ def load_data(config: Config) -> Dataset:
         seed=config.seed,
         on_bad_image=data.on_bad_image,
         resident_limit=data.resident_limit,
+        record=record,
     )
     train = subsample(
         dataset.splits["train"], dataset.class_names, data.subsample.to_dict(), config.seed
     )
     return dataclasses.replace(dataset, splits=dataset.splits | {"train": train})
+
+
+def reload_data(config: Config, facts: Facts, workdir: Workdir) -> Dataset:
+    """The data set of the run in `workdir`. Raises UserError if it is not as `facts` have it."""
+    source = config.data.source
+    kind, _, path = source.partition(":")
+    if kind == "folder" and not Path(path).expanduser().is_dir():
+        raise UserError(
+            f"the run's data set, {source}, is not there; where it has been moved to is said by "
+            "data.source to training and by --source to evaluate"
+        )
+    dataset = load_data(config, workdir.record())
+    changes = []
+    if list(dataset.image_shape) != list(facts.image_shape):
+        shapes = ["x".join(map(str, shape)) for shape in (dataset.image_shape, facts.image_shape)]
+        changes.append(f"images are {shapes[0]}, they were {shapes[1]}")
+    for name in facts.examples | dataset.splits:
+        before, after = facts.examples.get(name, 0), len(dataset.splits.get(name, ()))
+        if before != after:
+            changes.append(f"{name} has {after} images, it had {before}")
+    counts = np.bincount(dataset.splits["train"].labels, minlength=len(facts.class_names))
+    for name, before, after in zip(facts.class_names, facts.train_images, counts, strict=False):
+        if before != after and not changes:
+            changes.append(f"train has {after} images of class {name!r}, it had {before}")
+    if changes:
+        raise refuse(source, changes)
+    return dataset
 
 
 def _make_draws(config: Config, dataset: Dataset) -> Draws:
@@ -307,8 +361,14 @@ def make_experiment(config: Config, workdir: Workdir) -> Experiment:
 
     Everything the config can get wrong has been tried before the first file is written.
     """
+    source = absolute_source(config.data.source)  # it outlives the folder that a command runs in
     if workdir.has("run"):
-        return Experiment(config, Facts(**workdir.read("run")), load_data(config))
+        facts = Facts.read(workdir)
+        dataset = reload_data(config, facts, workdir)
+        saved = workdir.read("config")
+        if saved["data"]["source"] != source:  # the same files, in another place
+            workdir.write("config", saved | {"data": saved["data"] | {"source": source}})
+        return Experiment(config, facts, dataset)
     # The optimizer's mistakes are told before a large data set is read; any epoch length will do.
     schedule = make_schedule(config.optimizer, 1000, config.epochs)
     make_optimizer(config.optimizer, schedule)
@@ -316,7 +376,12 @@ def make_experiment(config: Config, workdir: Workdir) -> Experiment:
     dataset = load_data(config)
     experiment = Experiment(config, find_facts(config, dataset), dataset)
     _ = experiment.plan  # refuses a batch larger than the split
-    workdir.write("config", to_dict(config))
+    data = dataclasses.replace(config.data, source=source)
+    workdir.write("config", to_dict(dataclasses.replace(config, data=data)))
+    if dataset.files:
+        workdir.write("splits", dict(dataset.files))
+    else:  # that of a start which ended before it wrote run.json
+        (workdir.path / "splits.json").unlink(missing_ok=True)
     workdir.write("run", dataclasses.asdict(experiment.facts))
     return experiment
 
@@ -368,6 +433,7 @@ def find_facts(config: Config, dataset: Dataset) -> Facts:
         train_images=np.bincount(draws.labels, minlength=len(dataset.class_names)).tolist(),
         train_draws=draws.per_class.tolist(),
         norm_momentum=max(momenta, default=0.0),
+        data_version=dataset.version,
     )
 
 

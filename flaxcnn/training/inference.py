@@ -15,7 +15,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.config import Config
-from flaxcnn.training.experiment import Experiment, Facts, load_data, make_model, make_task
+from flaxcnn.training.experiment import Experiment, Facts, make_model, make_task, reload_data
 from flaxcnn.training.optim import make_optimizer
 from flaxcnn.training.state import make_state
 from flaxcnn.training.step import check_takes, make_forward, make_preprocess
@@ -32,6 +32,7 @@ class TrainedRun:
     model: nn.Module
     task: Classification
     variables: Any
+    workdir: Workdir
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, C] of the run's own shape -> float32 [N, classes].
@@ -75,13 +76,16 @@ class TrainedRun:
         views: Sequence[Sequence[Any]] | None = None,
         image_size: Sequence[int] = (),
         resize: str | None = None,
+        source: str | None = None,
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Exact metrics and per-example predictions on a split of the run's data set.
 
         `views` stand in the place of the config's `data.views`, () for none of them. With
         `image_size` (height, width) images are brought to that size instead of the run's, by
-        `resize` or as the config says (Touvron 2019); the normalisation stays the run's.
-        Raises UserError if the set has no such split, or if the network cannot take the size.
+        `resize` or as the config says (Touvron 2019); the normalisation stays the run's. `source`
+        is where the run's data set is by now, in the words of `data.source`.
+        Raises UserError if the set is no longer what the run was trained on, has no such split, or
+        if the network cannot take the size.
         """
         config, shape = self._resized(tuple(image_size), resize)
         field = "data.views" if views is None else "views"
@@ -89,11 +93,14 @@ class TrainedRun:
         for name, seen in (("image_size", shape), (field, viewed_shape(chosen, shape))):
             if seen != tuple(self.facts.image_shape):
                 check_takes(self.model, self.variables, seen, name)
+        if source:
+            data = dataclasses.replace(config.data, source=source)
+            config = dataclasses.replace(config, data=data)
         facts = dataclasses.replace(self.facts, image_shape=list(shape))
-        experiment = Experiment(config, facts, load_data(config))
+        experiment = Experiment(config, facts, reload_data(config, facts, self.workdir))
         splits = experiment.dataset.splits
         if split not in splits:
-            raise UserError(f"{self.config.data.source} has no {split} split: {', '.join(splits)}")
+            raise UserError(f"{config.data.source} has no {split} split: {', '.join(splits)}")
         variables = experiment.parallel.replicate(self.variables)
         return experiment.evaluator(splits[split], chosen)(variables)
 
@@ -121,7 +128,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
     Raises UserError if there is no run, no checkpoint yet, or none that can be read.
     """
     workdir = Workdir(path)
-    config, facts = workdir.config(), Facts(**workdir.read("run"))
+    config, facts = workdir.config(), Facts.read(workdir)
     model = make_model(config, facts.class_names, None)
     tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
     abstract = jax.eval_shape(
@@ -141,4 +148,4 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
         raise UserError(f"{path} has no checkpoint yet")
     step, state, _ = restored
     task = make_task(config, facts.class_names)
-    return TrainedRun(config, facts, step, model, task, state.variables)
+    return TrainedRun(config, facts, step, model, task, state.variables, workdir)

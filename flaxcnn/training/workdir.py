@@ -1,9 +1,10 @@
 """The folder of one run: what it holds, and whether a command may go on in it.
 
 config.json (what was asked for), run.json (what was found: classes, normalisation, steps per
-call), environment.json, metrics.jsonl, TensorBoard events, saved/ (the checkpoints; `checkpoints/`
-in older runs, a name that Colab's file browser has hidden, colabtools#621), and at the end
-predictions.npz (true_label, label and probability of every example), the pictures and result.json.
+call), splits.json (of a folder of images: which file is in which split), environment.json,
+metrics.jsonl, TensorBoard events, saved/ (the checkpoints; `checkpoints/` in older runs, a name
+that Colab's file browser has hidden, colabtools#621), and at the end predictions.npz (true_label,
+label and probability of every example), the pictures and result.json.
 JSON files appear whole or not at all.
 """
 
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flaxcnn.data.record import Record, hash_files
+from flaxcnn.data.sources import absolute_source, check_source
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import Config, differences, from_dict, to_dict, validate
 
@@ -37,17 +40,27 @@ class Workdir:
     def claim(self, config: Config) -> Iterator[None]:
         """Creates the folder for `config` and locks it while the run uses it.
 
-        It belongs to `config` once run.json is there; a run that fails before leaves nothing.
+        It belongs to `config` once run.json is there; a run that fails before leaves nothing. A
+        `data.source` that is another folder is the same if it holds the same files.
         Raises UserError if it belongs to another config, naming the fields that differ, if
         another process is training in it, or if the disk fills up while the run uses it.
         """
         if self.has("run"):
-            lines = differences(to_dict(self.config()), to_dict(config))
+            before, after = map(to_dict, (self.config(), config))
+            for values in (before, after):
+                values["data"]["source"] = absolute_source(values["data"]["source"])
+            source = after["data"]["source"]
+            moved = source != before["data"]["source"] and self.has("splits")
+            if moved:
+                before["data"]["source"] = source
+            lines = differences(before, after)
             if lines:
                 raise UserError(
                     f"{self.path} holds a run with another config ({'; '.join(lines)}); "
                     "choose another --workdir or give the same config"
                 )
+            if moved:
+                check_source(source, self.record())
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self._file(".lock"), "w")  # noqa: SIM115 (held until the run ends)
@@ -80,6 +93,15 @@ class Workdir:
         config = from_dict(self.read("config"))
         validate(config)
         return config
+
+    def record(self) -> Record:
+        """What the run has recorded of its data set. Raises UserError if it has been changed."""
+        facts = self.read("run")
+        files = self.read("splits") if self.has("splits") else {}
+        version = facts.get("data_version", "")
+        if files and hash_files(files) != version:
+            raise UserError(f"{self._file('splits.json')} is not what the run has written")
+        return Record(tuple(facts["class_names"]), version, files)
 
     def read(self, name: str) -> dict[str, Any]:
         """The content of `<name>.json`. Raises UserError if it is missing or damaged."""

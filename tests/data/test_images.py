@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from flaxcnn.data.images import fit_image, probe_image, read_image
 from flaxcnn.errors import UserError
@@ -21,14 +21,16 @@ def save(path, pixels, **kwargs):
     return path
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.bmp"])
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.bmp", "a.tif", "a.TIFF"])
 def test_lossless_formats_are_exact(tmp_path, photo, name):
     path = save(tmp_path / name, photo)
     np.testing.assert_array_equal(read_image(path, *WHOLE), photo)
     assert probe_image(path) == (24, 32, 3)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.webp"])
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "a.JPEG", "a.jfif", "a.webp"] + ["a.avif"] * features.check("avif")
+)
 def test_lossy_formats_are_close(tmp_path, photo, name):
     path = save(tmp_path / name, photo, quality=95)
     image = read_image(path, *WHOLE)
@@ -118,9 +120,69 @@ def test_camera_orientation_is_applied(tmp_path, photo, orientation):
     assert probe_image(turned) == (*TURNS[orientation](plain).shape[:2], 3)
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 3000])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_orientations_that_do_not_exist_turn_nothing(tmp_path, photo, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain = read_image(save(tmp_path / f"plain.{suffix}", photo), *WHOLE)
+    noted = save(tmp_path / f"noted.{suffix}", photo, exif=exif)
+    np.testing.assert_array_equal(read_image(noted, *WHOLE), plain)
+    assert probe_image(noted) == (24, 32, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_damaged_note_turns_nothing(tmp_path, photo):
+    for suffix in ("jpg", "png"):
+        plain = read_image(save(tmp_path / f"plain.{suffix}", photo), *WHOLE)
+        noted = save(tmp_path / f"noted.{suffix}", photo, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01")
+        np.testing.assert_array_equal(read_image(noted, *WHOLE), plain)
+        assert probe_image(noted) == (24, 32, 3)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_tiff_is_turned_once(tmp_path, photo, orientation):
+    path = save(tmp_path / "a.tif", photo, tiffinfo={0x0112: orientation})
+    np.testing.assert_array_equal(read_image(path, *WHOLE), TURNS[orientation](photo))
+    assert probe_image(path) == (*TURNS[orientation](photo).shape[:2], 3)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_of_several_frames_the_first_is_taken(tmp_path, suffix):
+    red, blue = (Image.new("RGB", (8, 6), colour) for colour in ("red", "blue"))
+    kwargs = {"lossless": True} if suffix == "webp" else {}
+    red.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[blue], **kwargs)
+    image = read_image(tmp_path / f"a.{suffix}", *WHOLE)
+    assert image.shape == (6, 8, 3) and (image == (255, 0, 0)).all()
+
+
+def test_cmyk_and_deep_kinds(tmp_path, photo):
+    ink = Image.fromarray(photo).convert("CMYK")
+    ink.save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", *WHOLE), photo)
+    ink.save(tmp_path / "a.jpg", quality=95)
+    image = read_image(tmp_path / "a.jpg", *WHOLE)
+    expected = cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_COLOR)[:, :, ::-1]
+    assert np.abs(image.astype(int) - expected).max() <= 4
+    assert np.abs(image.astype(int) - photo).mean() < 4
+    deep = photo.astype(np.uint16) * 256 + 77
+    for suffix in ("png", "tif"):
+        four = np.dstack([deep[:, :, ::-1], np.full((24, 32), 65535, np.uint16)])
+        cv2.imwrite(str(tmp_path / f"four.{suffix}"), four)
+        np.testing.assert_array_equal(read_image(tmp_path / f"four.{suffix}", *WHOLE), photo)
+        cv2.imwrite(str(tmp_path / f"grey.{suffix}"), deep[:, :, 0])
+        grey = read_image(tmp_path / f"grey.{suffix}", *WHOLE)
+        np.testing.assert_array_equal(grey[:, :, 0], photo[:, :, 0])
+        assert probe_image(tmp_path / f"grey.{suffix}") == (24, 32, 1)
+
+
 @pytest.mark.parametrize(
     ("suffix", "kwargs"),
-    [("jpg", {}), ("jpg", {"progressive": True}), ("png", {}), ("webp", {}), ("bmp", {})],
+    [
+        ("jpg", {}),
+        ("jpg", {"progressive": True}),
+        *((suffix, {}) for suffix in ("png", "webp", "bmp", "gif", "tif")),
+    ],
 )
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.95])
 def test_truncated_file_is_named_in_one_line(tmp_path, photo, suffix, kwargs, keep):
@@ -142,16 +204,47 @@ def test_jpeg_without_its_last_bytes_is_damaged_and_with_more_is_not(tmp_path, p
         read_image(path, *WHOLE)
 
 
-def test_other_files_are_named(tmp_path, photo):
-    (tmp_path / "text.jpg").write_text("not an image")
-    Image.fromarray(photo).save(tmp_path / "really_a_gif.jpg", format="GIF")
-    for name in ("text.jpg", "really_a_gif.jpg"):
-        with pytest.raises(UserError, match=f"{name} is damaged, or not a JPEG"):
+def test_other_files_say_what_they_are(tmp_path, photo, monkeypatch):
+    def line(name):
+        with pytest.raises(UserError) as caught:
             read_image(tmp_path / name, *WHOLE)
-        with pytest.raises(UserError, match=name):
-            probe_image(tmp_path / name)
-    with pytest.raises(UserError, match="none.jpg: No such file"):
-        read_image(tmp_path / "none.jpg", *WHOLE)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+        if "more than 16" not in str(caught.value) and "large" not in str(caught.value):
+            with pytest.raises(UserError, match=name):
+                probe_image(tmp_path / name)
+        return str(caught.value)
+
+    (tmp_path / "text.jpg").write_text("not an image")
+    Image.fromarray(photo).save(tmp_path / "really_a_ppm.jpg", format="PPM")
+    for name in ("text.jpg", "really_a_ppm.jpg"):
+        assert "is no JPEG, PNG, WebP, BMP, TIFF, GIF" in line(name) and "damaged" not in line(name)
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert "is a HEIC image, which cannot be read" in line("a.jpg")
+    assert line("none.jpg").endswith("none.jpg: No such file or directory")
+    (tmp_path / "folder.png").mkdir()
+    assert line("folder.png").endswith("folder.png: Is a directory")
+    cv2.imwrite(str(tmp_path / "float.tif"), photo.astype(np.float32)[..., 0] / 255)
+    cv2.imwrite(str(tmp_path / "deep.tif"), photo[..., 0].astype(np.int32) << 20)
+    for name, reason in (("float.tif", "floating-point"), ("deep.tif", "more than 16 bits")):
+        with pytest.raises(UserError, match=f"{name} cannot be read: .*{reason}"):
+            read_image(tmp_path / name, *WHOLE)
+    save(tmp_path / "wide.png", np.zeros((1, 40_000, 3), np.uint8))
+    with pytest.raises(UserError, match="wide.png is too large or too narrow"):
+        read_image(tmp_path / "wide.png", (3000, 8), "crop", 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "wide.png is too large: Image size (40000 pixels) exceeds limit" in line("wide.png")
+    monkeypatch.setattr(Image, "open", lambda *_, **__: open("/root/x", opener=_denied))
+    with pytest.raises(UserError, match=r"text.jpg: Permission denied$"):
+        read_image(tmp_path / "text.jpg", *WHOLE)
+
+
+def _denied(path, flags):
+    raise PermissionError(13, "Permission denied", path)
+
+
+def test_a_file_is_what_it_holds_and_not_what_it_is_called(tmp_path, photo):
+    Image.fromarray(photo).save(tmp_path / "really_a_png.jpg", format="PNG")
+    np.testing.assert_array_equal(read_image(tmp_path / "really_a_png.jpg", *WHOLE), photo)
 
 
 def test_crop_takes_the_centre_of_the_shorter_side():

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from flaxcnn.data import tfds_source
 from flaxcnn.data.images import ImageFormat
+from flaxcnn.data.record import Record
 from flaxcnn.data.sources import compute_normalization, load_dataset
 from flaxcnn.errors import UserError
 
@@ -128,7 +129,7 @@ def encode(value, shape=(6, 8, 3)):
     return cv2.imencode(".png", np.full(shape, value, np.uint8))[1].tobytes()
 
 
-def fake(monkeypatch, splits, image=None, **features):
+def fake(monkeypatch, splits, image=None, version="1.0.0", **features):
     """Makes tfds have a set with these splits (lists of examples); returns the decoders used."""
     image = image or tfds.features.Image(shape=(None, None, 3))
     label = tfds.features.ClassLabel(names=["cat", "dog"])
@@ -141,7 +142,9 @@ def fake(monkeypatch, splits, image=None, **features):
 
     decoders_used = decoders
     builder = SimpleNamespace(
-        info=SimpleNamespace(features=columns, splits=dict.fromkeys(splits)),
+        info=SimpleNamespace(
+            features=columns, splits=dict.fromkeys(splits), full_name=f"fake/{version}"
+        ),
         as_data_source=as_data_source,
     )
     monkeypatch.setattr(tfds_source, "_make_builder", lambda name: builder)
@@ -176,8 +179,69 @@ def test_damaged_record_is_named(monkeypatch):
     train[7]["image"] = train[7]["image"][:60]
     train[8]["image"] = b""
     fake(monkeypatch, {"train": train})
-    assert line("tfds:fake", image_size=(5, 5)) == "tfds:fake train: image 7 is damaged"
+    assert line("tfds:fake", image_size=(5, 5)) == (
+        "tfds:fake: 2 images cannot be read: tfds:fake train: image 7 is damaged; "
+        "tfds:fake train: image 8 is damaged (data.on_bad_image=skip leaves them out)"
+    )
     assert load_dataset("tfds:fake", image_size=(5, 5), on_bad_image="skip").skipped == 2
+
+
+def test_withheld_labels_are_not_measured(monkeypatch, capsys):
+    withheld = [example | {"label": -1} for example in examples(6, 90)]
+    splits = {"train": examples(20, 0), "test": withheld}
+    fake(monkeypatch, splits)
+    assert list(load_dataset("tfds:fake", image_size=(5, 5)).splits) == ["train", "validation"]
+    assert capsys.readouterr().err == (
+        "tfds:fake test has no labels (all 6 are outside 0..1): it is not measured; "
+        "validation stands in for it\n"
+    )
+    splits["test"] = examples(4, 50) + withheld
+    assert line("tfds:fake", image_size=(5, 5)) == (
+        "data.source: tfds:fake test: 6 of 10 labels are outside 0..1, the first is -1"
+    )
+    for name in ("train", "validation"):
+        fake(monkeypatch, {"train": examples(9, 0)} | {name: withheld})
+        assert f"fake {name}: 6 of 6 labels are outside 0..1" in line(
+            "tfds:fake", image_size=(5, 5)
+        )
+    fake(monkeypatch, {"train": examples(9, 0)[:-1] + [examples(3, 0)[0] | {"label": 2}]})
+    assert "1 of 9 labels are outside 0..1, the first is 2" in line("tfds:fake", image_size=(5, 5))
+
+
+def test_a_split_without_images_and_a_class_without_training_images(monkeypatch, capsys):
+    fake(monkeypatch, {"train": examples(20, 0), "test": []})
+    assert list(load_dataset("tfds:fake", image_size=(5, 5)).splits) == ["train", "validation"]
+    assert "tfds:fake test holds no image: it is not measured" in capsys.readouterr().err
+    fake(monkeypatch, {"train": examples(20, 0)[::2], "test": examples(4, 0)})
+    load_dataset("tfds:fake", image_size=(5, 5))
+    assert capsys.readouterr().err == "WARNING: test has classes without training image: dog\n"
+    fake(monkeypatch, {"train": []})
+    assert line("tfds:fake", image_size=(5, 5)) == "data.source: tfds:fake train holds no image"
+
+
+def test_another_version_is_another_set(monkeypatch):
+    splits = {"train": examples(20, 0)}
+    fake(monkeypatch, splits)
+    dataset = load_dataset("tfds:fake", image_size=(5, 5))
+    record = Record(dataset.class_names, dataset.version, dataset.files)
+    again = load_dataset("tfds:fake", image_size=(5, 5), record=record)
+    np.testing.assert_array_equal(
+        again.splits["validation"].labels, dataset.splits["validation"].labels
+    )
+    fake(monkeypatch, splits, version="1.1.0")
+    start = "tfds:fake is not what this run was trained on: "
+    assert line("tfds:fake", record=record, image_size=(5, 5)) == (
+        f"{start}it is fake/1.1.0, that was fake/1.0.0"
+    )
+    other = Record(("dog", "cat"), dataset.version, {})
+    assert line("tfds:fake", record=other, image_size=(5, 5)) == (
+        f"{start}its classes are in another order"
+    )
+
+
+def test_labels_that_are_words(monkeypatch):
+    fake(monkeypatch, {"train": []}, label=tfds.features.Text())
+    assert line("tfds:fake").endswith("with a label of a class; it has image (Image), label (Text)")
 
 
 def test_images_that_cannot_be_used(monkeypatch):

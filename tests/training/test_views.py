@@ -196,7 +196,7 @@ def test_another_resolution_keeps_the_runs_normalisation(workdir, digits):
 def test_what_cannot_be_evaluated_is_told_before_anything_is_loaded(
     workdir, arguments, line, monkeypatch
 ):
-    monkeypatch.setattr("flaxcnn.training.inference.load_data", lambda config: pytest.fail())
+    monkeypatch.setattr("flaxcnn.training.inference.reload_data", lambda *_: pytest.fail())
     with pytest.raises(UserError) as caught:
         load_run(workdir).evaluate("test", **arguments)
     assert str(caught.value).startswith(line)

@@ -119,7 +119,7 @@ def _find_splits(found: FolderFiles) -> dict[str, Path]:
         elif split == "validation" and any(map(_is_image, _entries(child))):
             raise UserError(f"data.source: {child.path} has images, but no folder per class")
         else:
-            found.notes.append(f"{child.path} has no folder per class: the split is not used")
+            found.notes.append(f"{child.path} has no folder per class: it is not measured")
     if "train" not in folders:
         raise UserError(f"data.source: {root} has no train folder beside {named[0].name}")
     for child in children:

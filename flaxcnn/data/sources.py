@@ -98,7 +98,7 @@ def load_dataset(
         raise UserError(f"data.source must be digits, tfds:<name> or folder:<path>, got {source!r}")
     by_place = record is not None and not record.version
     dataset = _divide(dataset, split, validation, seed, by_place)
-    _note_untrained(dataset)
+    _note_measured(dataset)
     if not dataset.files:
         return dataset
     version = hash_files(dataset.files)
@@ -193,7 +193,9 @@ def _load(source: str, opened: Opened, on_bad_image: str, resident_limit: int) -
     for name, records in opened.records.items():
         title = f"{source} {name}"
         if not len(records):
-            _leave_out(name, f"{title} holds no image")
+            if name == "train":
+                raise UserError(f"data.source: {title} holds no image")
+            print(f"{title} holds no image: it is not used", file=sys.stderr)
             continue
         split, bad = load_records(
             records, opened.image_shape, title=title, resident_limit=resident_limit
@@ -228,19 +230,12 @@ def _tell(source: str, errors: list[UserError], on_bad_image: str) -> None:
         raise UserError(f"{count}{'; '.join(shown)} (data.on_bad_image=skip leaves them out)")
 
 
-def _leave_out(name: str, reason: str) -> None:
-    """Says that a split is not used. Raises UserError for the one that is trained on."""
-    if name in ("train", "all"):
-        raise UserError(f"data.source: {reason}")
-    other = "; validation stands in for it" if name == "test" else ""
-    print(f"{reason}: it is not measured{other}", file=sys.stderr)
-
-
 def _has_labels(title: str, name: str, labels: np.ndarray, classes: int) -> bool:
     """False for a test split whose labels are withheld. Raises UserError for other wrong labels."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if name == "test" and len(wrong) == len(labels):
-        _leave_out(name, f"{title} has no labels (all {len(labels)} are outside 0..{classes - 1})")
+        reason = f"{title} has no labels (all {len(labels)} are outside 0..{classes - 1})"
+        print(f"{reason}: it is not measured", file=sys.stderr)
         return False
     if len(wrong):
         raise UserError(
@@ -281,8 +276,14 @@ def _divide(
     return dataclasses.replace(dataset, splits=splits, files=files)
 
 
-def _note_untrained(dataset: Dataset) -> None:
-    """Says which classes are measured and have no training image."""
+def _note_measured(dataset: Dataset) -> None:
+    """Says what stands in for a missing test split, and which classes have nothing to learn from.
+
+    On stderr, one line each.
+    """
+    if "test" not in dataset.splits:
+        split = "validation" if "validation" in dataset.splits else "train"
+        print(f"{dataset.name} has no test split: {split} stands in for it", file=sys.stderr)
     trained = np.unique(dataset.splits["train"].labels)
     for name, split in dataset.splits.items():
         missing = np.setdiff1d(split.labels, trained)

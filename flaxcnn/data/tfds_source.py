@@ -30,9 +30,12 @@ class TfdsRecords:
         """See `flaxcnn.data.splits.Records`."""
         examples = self.source.__getitems__([int(index) for index in indices])
         for index, example in zip(indices, examples, strict=True):
-            image = _decode(example["image"], self.format)
-            if image is None:
-                image = UserError(f"{self.title}: image {index} is damaged")
+            try:
+                image = _decode(example["image"], self.format)
+                if image is None:
+                    image = UserError(f"{self.title}: image {index} is damaged")
+            except cv2.error:  # beyond OpenCV's limits, as read or on its way to size
+                image = UserError(f"{self.title}: image {index} is too large or too narrow")
             yield image, int(example["label"])
 
 

@@ -192,9 +192,11 @@ def test_withheld_labels_are_not_measured(monkeypatch, capsys):
     fake(monkeypatch, splits)
     assert list(load_dataset("tfds:fake", image_size=(5, 5)).splits) == ["train", "validation"]
     assert capsys.readouterr().err == (
-        "tfds:fake test has no labels (all 6 are outside 0..1): it is not measured; "
-        "validation stands in for it\n"
+        "tfds:fake test has no labels (all 6 are outside 0..1): it is not measured\n"
+        "tfds:fake has no test split: validation stands in for it\n"
     )
+    load_dataset("tfds:fake", image_size=(5, 5), validation=0)
+    assert capsys.readouterr().err.endswith("has no test split: train stands in for it\n")
     splits["test"] = examples(4, 50) + withheld
     assert line("tfds:fake", image_size=(5, 5)) == (
         "data.source: tfds:fake test: 6 of 10 labels are outside 0..1, the first is -1"
@@ -211,7 +213,7 @@ def test_withheld_labels_are_not_measured(monkeypatch, capsys):
 def test_a_split_without_images_and_a_class_without_training_images(monkeypatch, capsys):
     fake(monkeypatch, {"train": examples(20, 0), "test": []})
     assert list(load_dataset("tfds:fake", image_size=(5, 5)).splits) == ["train", "validation"]
-    assert "tfds:fake test holds no image: it is not measured" in capsys.readouterr().err
+    assert "tfds:fake test holds no image: it is not used\n" in capsys.readouterr().err
     fake(monkeypatch, {"train": examples(20, 0)[::2], "test": examples(4, 0)})
     load_dataset("tfds:fake", image_size=(5, 5))
     assert capsys.readouterr().err == "WARNING: test has classes without training image: dog\n"

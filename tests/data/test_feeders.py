@@ -269,5 +269,7 @@ def test_workers_do_not_survive_a_killed_parent(tmp_path):
 def test_workers_outlive_signals_and_an_error_ends_them_without_noise(tmp_path):
     process, workers = start(tmp_path, "end")
     out, err = process.communicate(timeout=60)
-    assert out == "20\n" and err == "a user error\n" and process.returncode == 1
+    # grain logs this, in each process that imports it, where jaxlib is older than 0.11.
+    lines = [line for line in err.splitlines() if "worker profiling requires jaxlib" not in line]
+    assert out == "20\n" and lines == ["a user error"] and process.returncode == 1
     assert wait_until_gone(workers)

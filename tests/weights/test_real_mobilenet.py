@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from photographs import GOLDEN, find_best, load_photographs, load_tensors
+from photographs import GOLDEN, TOLERANCE, find_best, load_photographs, load_tensors
 
 from flaxcnn.models import create_model
 from flaxcnn.weights.convert import convert
@@ -66,5 +66,5 @@ def test_photographs(name, counts, shared):
     golden = json.loads(GOLDEN.read_text())[name]
     assert best[:, 0].tolist() == [golden[file]["classes"][0] for file in files]
     expected = np.array([golden[file]["logit"] for file in files])
-    np.testing.assert_allclose(logits.max(1), expected, rtol=1e-3)
+    np.testing.assert_allclose(logits.max(1), expected, rtol=TOLERANCE)
     assert (right[:, 0].sum(), right.sum()) == counts

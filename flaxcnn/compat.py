@@ -41,7 +41,7 @@ def _varying_axes(aval: Any) -> frozenset[str]:
 def _vary(x: Array, axes: tuple[str, ...]) -> Array:
     if hasattr(lax, "pcast"):
         return lax.pcast(x, axes, to="varying")
-    return lax.pvary(x, axes)
+    return lax.pvary(x, axes)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def called_jaxpr(equation: Any) -> Any:

@@ -9,18 +9,22 @@ examples of 112x112x64; 21.8, not 60.3, at 56x56x256; 1.7, not 25.4, at 14x14x10
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from flaxcnn.layers.fusion import keep_apart
 
 Array = jax.Array
 
 
-def spread_per_channel(values: Array, shape: tuple[int, ...]) -> Array:
-    """Repeats values [C] at every position of maps of `shape`, [N, *size, C]."""
+def spread_per_channel(values: Array, like: Array) -> Array:
+    """Repeats values [C] at every position of maps of the shape and sharding of `like`."""
+    shape, sharding = like.shape, explicit_sharding(like)
     if len(shape) > 2:
-        rows = jnp.broadcast_to(values, (*shape[:-2], 1, shape[-1]))
-        return jnp.broadcast_to(keep_apart(rows), shape)
-    return jnp.broadcast_to(values, shape)
+        row = sharding and sharding.update(spec=P(*sharding.spec[:-2], None, sharding.spec[-1]))
+        rows = jnp.broadcast_to(values, (*shape[:-2], 1, shape[-1]), out_sharding=row)
+        return jnp.broadcast_to(keep_apart(rows), shape, out_sharding=sharding)
+    return jnp.broadcast_to(values, shape, out_sharding=sharding)
 
 
 def sum_per_channel(x: Array) -> Array:
@@ -28,3 +32,9 @@ def sum_per_channel(x: Array) -> Array:
     if x.ndim > 2:
         x = keep_apart(x.sum(-2))
     return x.sum(tuple(range(x.ndim - 1)))
+
+
+def explicit_sharding(x: Array) -> NamedSharding | None:
+    """How an array lies on a mesh with Explicit axes; None if there is none."""
+    sharding = jax.typeof(x).sharding
+    return sharding if sharding.mesh.explicit_axes else None

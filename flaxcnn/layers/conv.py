@@ -230,7 +230,7 @@ def _add_bias(module: "Conv | ConvTranspose | DepthwiseConv", y: Array) -> Array
     if not module.use_bias:
         return y
     bias = module.param("bias", module.bias_init, (y.shape[-1],), jnp.float32)
-    return y + spread_per_channel(jnp.asarray(bias, module.dtype), y.shape)
+    return y + spread_per_channel(jnp.asarray(bias, module.dtype), y)
 
 
 def _per_axis(value: Sizes, rank: int) -> tuple[int, ...]:

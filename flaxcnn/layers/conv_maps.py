@@ -10,15 +10,19 @@ of `conv_cpu.py`.
 """
 
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, auto_axes
 
 from flaxcnn.compat import like_operand, vary_alike
+from flaxcnn.errors import UserError
 from flaxcnn.layers import conv_cpu, conv_spec
 from flaxcnn.layers.conv_spec import ConvSpec
 
@@ -47,6 +51,11 @@ def _make_bilinear_map(
     groups they do not pass untouched.
     """
     primitive = Primitive(name)
+    keeps_batch = folds[0] == (0, 0)
+
+    def result_spec(first):
+        """The first operand's PartitionSpec without channels; a sum over the batch has none."""
+        return (*first[:-1], None) if keeps_batch else (None,) * len(first)
 
     @primitive.def_impl
     def run(*operands, **params):
@@ -57,7 +66,13 @@ def _make_bilinear_map(
         operands = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
         (out,) = jax.make_jaxpr(functools.partial(native, **params))(*operands).out_avals
         # Inside shard_map the result varies over the axes that the operands vary over.
-        return like_operand(out, avals[0])
+        out, mesh = like_operand(out, avals[0]), _explicit_mesh(*avals)
+        if mesh is None:
+            return out
+        if keeps_batch:
+            _check_sharding(name, out.shape, *avals)
+        spec = PartitionSpec(*result_spec(avals[0].sharding.spec))
+        return out.update(sharding=NamedSharding(mesh, spec))
 
     def map_all(operands, axes, params):
         stacks = [
@@ -79,25 +94,80 @@ def _make_bilinear_map(
 
         # XLA's grouped convolution, which XLA:CPU runs slower than one after the other.
         together = jax.vmap(functools.partial(native, **params), in_axes)
-        return lax.platform_dependent(*stacks, cpu=one_by_one, default=together), 0
+        run = functools.partial(lax.platform_dependent, cpu=one_by_one, default=together)
+        specs = [jax.typeof(x).sharding.spec for x in stacks]
+        mapped = next(spec[0] for spec, axis in zip(specs, in_axes, strict=True) if axis == 0)
+        single = specs[0] if in_axes[0] is None else specs[0][1:]
+        return in_auto_axes(run, (mapped, *result_spec(single)))(*stacks), 0
 
     def batch(operands, axes, **params):
         mapped = 0 if axes[1] is None else 1
         into, out = folds[mapped]
-        if None not in axes or (into < 0 and params["spec"].groups > 1):
+        divided = jax.typeof(operands[mapped]).sharding.spec[axes[mapped]] is not None
+        if None not in axes or (into < 0 and (divided or params["spec"].groups > 1)):
             return map_all(operands, axes, params)
         into %= operands[mapped].ndim - 1
         x = jnp.moveaxis(operands[mapped], axes[mapped], into)
-        count, size = x.shape[into : into + 2]
-        x = x.reshape(*x.shape[:into], count * size, *x.shape[into + 2 :])
+        # An axis that is divided among devices comes first: the other one is whole on each of them.
+        last = jax.typeof(x).sharding.spec[into + 1] is not None
+        if last:
+            x = x.swapaxes(into, into + 1)
+        pair = x.shape[into : into + 2]
+        x = x.reshape(*x.shape[:into], math.prod(pair), *x.shape[into + 2 :])
         y = primitive.bind(*((x, operands[1]) if mapped == 0 else (operands[0], x)), **params)
         out %= y.ndim
-        return y.reshape(*y.shape[:out], count, size, *y.shape[out + 1 :]), out
+        return y.reshape(*y.shape[:out], *pair, *y.shape[out + 1 :]), out + last
 
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, mlir.lower_fun(native, multiple_results=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
+
+    def lower(function):
+        def run(first, second, **params):
+            spec = result_spec(jax.typeof(first).sharding.spec)
+            return in_auto_axes(functools.partial(function, **params), spec)(first, second)
+
+        return mlir.lower_fun(run, multiple_results=False)
+
+    mlir.register_lowering(primitive, lower(native))
+    mlir.register_lowering(primitive, lower(cpu), platform="cpu")
     return primitive
+
+
+def in_auto_axes(function: Callable, spec: tuple) -> Callable:
+    """Leaves it to XLA how to divide a function among devices, where axes are Explicit outside.
+
+    `spec` is the PartitionSpec of its result.
+    """
+
+    def run(*operands) -> Any:
+        mesh = _explicit_mesh(*map(jax.typeof, operands))
+        if mesh is None:
+            return function(*operands)
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return auto_axes(function, axes=mesh.explicit_axes, out_sharding=sharding)(*operands)
+
+    return run
+
+
+def _explicit_mesh(*avals: Any) -> AbstractMesh | None:
+    """The mesh of the first array whose type names axes of one; None without Explicit axes."""
+    meshes = (aval.sharding.mesh for aval in avals)
+    return next((mesh for mesh in meshes if mesh.explicit_axes), None)
+
+
+def _check_sharding(name: str, shape: tuple[int, ...], images: Any, kernel: Any) -> None:
+    """Channels and kernels that are divided among devices would make partial sums."""
+    spec, mesh = images.sharding.spec, images.sharding.mesh
+    if spec[-1] is not None or any(axis is not None for axis in kernel.sharding.spec):
+        raise UserError(
+            f"{name}: channels of {images.str_short()} or the kernel {kernel.str_short()} are "
+            "sharded over Explicit mesh axes: replicate them with jax.sharding.reshard"
+        )
+    for size, names in zip(shape, spec, strict=True):
+        names = names if isinstance(names, tuple) else () if names is None else (names,)
+        if size % math.prod(mesh.shape[axis] for axis in names):
+            raise UserError(
+                f"{name}: {size} rows or columns of {shape} cannot be sharded as {spec}"
+            )
 
 
 convolve_p = _make_bilinear_map(

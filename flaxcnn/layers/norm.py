@@ -51,11 +51,11 @@ class BatchNorm(nn.Module):
         factor = lax.rsqrt(variance + self.epsilon)
         if self.use_scale:
             factor *= self.param("scale", self.scale_init, channels, jnp.float32)
-        y = x - spread_per_channel(mean, x.shape)
-        y = y * spread_per_channel(factor, x.shape)
+        y = x - spread_per_channel(mean, x)
+        y = y * spread_per_channel(factor, x)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, channels, jnp.float32)
-            y = y + spread_per_channel(bias, x.shape)
+            y = y + spread_per_channel(bias, x)
         return jnp.asarray(y, self.dtype)
 
     def _batch_statistics(self, x: Array) -> tuple[Array, Array]:

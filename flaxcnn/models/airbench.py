@@ -59,7 +59,7 @@ class Whiten(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (8 * channels,), jnp.float32)
         x, weights = jnp.asarray(x, self.dtype), jnp.asarray(kernel.value, self.dtype)
         y = conv(x, weights, padding="VALID")
-        return y + spread_per_channel(jnp.asarray(bias, self.dtype), y.shape)
+        return y + spread_per_channel(jnp.asarray(bias, self.dtype), y)
 
 
 class ConvGroup(nn.Module):

@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from flaxcnn.errors import UserError
+from flaxcnn.layers.pool import mean_dtype
 
 Array = jax.Array
 
@@ -85,9 +86,7 @@ class DropPath(nn.Module):
         if not train or self.rate == 0:
             return x
         keep, shape = 1 - self.rate, (x.shape[0], *(1 for _ in x.shape[1:]))
-        kept = _draw(
-            self, self.make_rng("dropout"), x, shape, functools.partial(_bernoulli, keep)
-        )
+        kept = _draw(self, self.make_rng("dropout"), x, shape, functools.partial(_bernoulli, keep))
         return jnp.where(kept, x / keep, 0)
 
 
@@ -111,7 +110,7 @@ class GaussianDropout(nn.Module):
         noise = _draw(self, self.make_rng("dropout"), x, x.shape, jax.random.normal)
         wide = jnp.promote_types(x.dtype, noise.dtype)
         y = x.astype(wide) * (1 + std * noise).astype(wide)
-        return y.astype(_noisy_dtype(x))
+        return y.astype(mean_dtype(x))
 
 
 class GaussianNoise(nn.Module):
@@ -132,7 +131,7 @@ class GaussianNoise(nn.Module):
             return x
         noise = _draw(self, self.make_rng("dropout"), x, x.shape, jax.random.normal)
         wide = jnp.promote_types(x.dtype, noise.dtype)
-        return (x.astype(wide) + (self.std * noise).astype(wide)).astype(_noisy_dtype(x))
+        return (x.astype(wide) + (self.std * noise).astype(wide)).astype(mean_dtype(x))
 
 
 Layer = Dropout | DropPath | GaussianDropout | GaussianNoise
@@ -141,10 +140,6 @@ Layer = Dropout | DropPath | GaussianDropout | GaussianNoise
 def _check_rate(layer: Dropout | DropPath | GaussianDropout) -> None:
     if not 0 <= layer.rate < 1:
         raise UserError(f"{type(layer).__name__}.rate is {layer.rate}, and must be in [0, 1)")
-
-
-def _noisy_dtype(x: Array):
-    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.float32
 
 
 def _bernoulli(keep: float, key: Array, shape: tuple[int, ...]) -> Array:

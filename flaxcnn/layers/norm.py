@@ -1,5 +1,9 @@
 """Normalisation: over the batch, and over adjacent channels."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +13,7 @@ from jax import lax
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers.channels import spread_per_channel, sum_per_channel
+from flaxcnn.layers.pool import mean_dtype, refuse_complex
 
 Array = jax.Array
 
@@ -17,55 +22,137 @@ class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015), the values of `flax.linen.BatchNorm`.
 
     Normalises each channel of [N, *size, C] by the mean and variance over the batch, or by their
-    running averages, then multiplies by `scale` and adds `bias`, both float32 [C]. `momentum` is
-    the share of the running averages that is kept (1 - momentum in PyTorch); like Flax's, the
+    running averages, then multiplies by `scale` and adds `bias`, both `param_dtype` [C]. `momentum`
+    is the share of the running averages that is kept (1 - momentum in PyTorch); like Flax's, the
     running variance averages the biased variance of each batch, where PyTorch takes the unbiased
     one, n / (n - 1) times as large for n values per channel. Inside `pmap` or `shard_map`, the
-    batch is that of all devices along `axis_name`. Statistics are computed in float32 and the
-    result is of `dtype`.
+    batch is that of all devices along `axis_name`, or of each of `axis_index_groups`. A batch
+    without values leaves the running averages as they are, and is normalised by them.
+
+    Takes what Flax's takes by keyword. What differs: the variance is the mean square of the
+    differences from the mean, Flax's `use_fast_variance=False`, since E[x^2] - E[x]^2 is off by
+    several deviations for a mean of 100 and a deviation of 0.1; the result is float32 unless
+    `dtype` is another, and None promotes input and parameters, as is Flax's default; `axis` is one
+    axis, and the order of the attributes is another. Statistics are computed in float32 at least,
+    unless `force_float32_reductions` is false.
     """
 
-    use_running_average: bool
+    use_running_average: bool | None = None
     momentum: float = 0.99
     epsilon: float = 1e-5
-    dtype: Dtype = jnp.float32
+    dtype: Dtype | None = jnp.float32
     use_bias: bool = True
     use_scale: bool = True
     bias_init: Initializer = nn.initializers.zeros_init()
     scale_init: Initializer = nn.initializers.ones_init()
     axis_name: str | None = None
+    axis: int = -1
+    param_dtype: Dtype = jnp.float32
+    axis_index_groups: Any = None
+    use_fast_variance: bool = False
+    force_float32_reductions: bool = True
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [N, *size, C] to the same shape; updates `batch_stats` where they are mutable."""
-        channels = (x.shape[-1],)
-        old_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
-        old_variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        mean, variance = old_mean.value, old_variance.value
-        if not self.use_running_average:
-            mean, variance = self._batch_statistics(x)
-            if not self.is_initializing():
-                kept = self.momentum
-                old_mean.value = kept * old_mean.value + (1 - kept) * mean
-                old_variance.value = kept * old_variance.value + (1 - kept) * variance
-        factor = lax.rsqrt(variance + self.epsilon)
+    def __call__(
+        self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None
+    ) -> Array:
+        """Maps [N, *size, C] to the same shape; updates `batch_stats` where they are mutable.
+
+        `use_running_average` may be given here instead of as an attribute. `mask`, boolean and
+        broadcast to the shape of x, marks the values that count in the statistics; all devices
+        along `axis_name` count theirs together, where Flax averages the means of the devices.
+        Raises UserError if `use_running_average` is given twice or not at all.
+        """
+        if (self.use_running_average is None) == (use_running_average is None):
+            times = "not given" if use_running_average is None else "given twice"
+            raise UserError(f"BatchNorm: use_running_average is {times} (attribute, argument)")
+        x = jnp.asarray(x)
+        if mask is not None:
+            mask = jnp.moveaxis(jnp.broadcast_to(mask, x.shape).astype(bool), self.axis, -1)
+        x = jnp.moveaxis(x, self.axis, -1)
+        dtype = self._result_dtype(x)
+        running = bool(self.use_running_average or use_running_average)
+        mean, variance = self._statistics(x, mask, running)
+        channels, wide = x.shape[-1:], _promote(x.dtype, variance.dtype, self.param_dtype)
+        factor = lax.rsqrt(variance + self.epsilon).astype(wide)
         if self.use_scale:
-            factor *= self.param("scale", self.scale_init, channels, jnp.float32)
-        y = x - spread_per_channel(mean, x)
+            scale = self.param("scale", self.scale_init, channels, self.param_dtype)
+            factor *= scale.astype(wide)
+        y = x.astype(wide) - spread_per_channel(mean.astype(wide), x)
         y = y * spread_per_channel(factor, x)
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, channels, jnp.float32)
-            y = y + spread_per_channel(bias, x)
-        return jnp.asarray(y, self.dtype)
+            bias = self.param("bias", self.bias_init, channels, self.param_dtype)
+            y = y + spread_per_channel(bias.astype(wide), x)
+        return jnp.moveaxis(y.astype(dtype), -1, self.axis)
 
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
-        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
-        count = x.size // x.shape[-1]
-        moments = jnp.stack([sum_per_channel(wide), sum_per_channel(wide * wide)]) / count
-        if self.axis_name is not None and not self.is_initializing():
-            moments = lax.pmean(moments, self.axis_name)
-        mean, mean_of_squares = moments
-        return mean, jnp.maximum(mean_of_squares - mean * mean, 0)
+    def _result_dtype(self, x: Array) -> Dtype:
+        dtype = self.dtype
+        if dtype is None:
+            parameters = [self.param_dtype] if self.use_scale or self.use_bias else []
+            dtype = _promote(x.dtype, *parameters)
+            if not jnp.issubdtype(dtype, jnp.inexact):
+                dtype = jnp.float32
+        if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
+            raise UserError("BatchNorm: complex values need dtype=None or a complex dtype")
+        return dtype
+
+    def _statistics(self, x: Array, mask: Array | None, running: bool) -> tuple[Array, Array]:
+        """Mean and variance to normalise by: those kept, or the batch's, which are averaged."""
+        dtype = jnp.dtype(jnp.float32 if self.force_float32_reductions else self.param_dtype)
+        dtype_of_mean = _promote(dtype, jnp.complex64) if jnp.iscomplexobj(x) else dtype
+        old_mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:], dtype_of_mean)
+        old_variance = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:], dtype)
+        if running or 0 in x.shape:
+            return old_mean.value, old_variance.value
+        count = None if mask is None else self._sum(mask.astype(jnp.float32))
+        news = self._moments(x.astype(_promote(x.dtype, dtype)), mask, count)
+        results = []
+        for old, new in zip((old_mean, old_variance), news, strict=True):
+            before, kept = old.value, self.momentum
+            average = kept * before + (1 - kept) * new.astype(before.dtype)
+            if count is not None:  # a channel without values stays as it is
+                average = jnp.where(count > 0, average, before)
+                new = jnp.where(count > 0, new, before.astype(new.dtype))
+            if not self.is_initializing():
+                old.value = average
+            results.append(new)
+        return results[0], results[1]
+
+    def _moments(self, x: Array, mask: Array | None, count: Array | None) -> tuple[Array, Array]:
+        """Mean and biased variance per channel.
+
+        The variance is E[|x - c|^2] - |E[x] - c|^2 for a constant c. With c = E[x] the last term
+        is zero, and so are its derivatives but the second ones.
+        """
+
+        def average(values: Array) -> Array:
+            if mask is None or count is None:
+                return self._across(sum_per_channel(values) / (values.size // values.shape[-1]))
+            return self._sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)
+
+        mean = average(x)
+        if self.use_fast_variance:
+            return mean, jnp.maximum(average(_square(x)) - _square(mean), 0)
+        centre = lax.stop_gradient(mean)
+        variance = average(_square(x - spread_per_channel(centre, x)))
+        return mean, variance - _square(mean - centre)
+
+    def _sum(self, values: Array) -> Array:
+        return self._across(sum_per_channel(values), lax.psum)
+
+    def _across(self, values: Array, reduce: Callable[..., Array] = lax.pmean) -> Array:
+        """Reduces over the devices, except in `init`, which may be outside of `pmap`."""
+        if self.axis_name is None or self.is_initializing():
+            return values
+        return reduce(values, self.axis_name, axis_index_groups=self.axis_index_groups)
+
+
+def _promote(*dtypes: Dtype) -> Dtype:
+    return functools.reduce(jnp.promote_types, dtypes)
+
+
+def _square(x: Array) -> Array:
+    return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
 
 
 def local_response_norm(
@@ -82,15 +169,17 @@ def local_response_norm(
     Takes [..., C] with the defaults of its paper (Krizhevsky et al. 2012, section 3.3). Caffe and
     PyTorch divide alpha by `size` (`divide_alpha=True`) and start from k=1. The window is centred
     and cut off at the first and last channel; an even one reaches further down, as in PyTorch. Half
-    precision is computed in float32. Raises UserError unless `size` >= 1.
+    precision and integers are computed in float32, and integers stay so. Raises UserError unless
+    `size` >= 1, and for complex values.
     """
     if size < 1:
         raise UserError(f"local_response_norm: size is {size}, and must be at least 1")
+    refuse_complex(x, "local_response_norm")
     if divide_alpha:
         alpha /= size
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(_promote(x.dtype, jnp.float32))
     scale = k + alpha * _sum_of_adjacent(wide * wide, size)
-    return (wide * _negative_power(scale, beta)).astype(x.dtype)
+    return (wide * _negative_power(scale, beta)).astype(mean_dtype(x))
 
 
 def _sum_of_adjacent(x: Array, size: int) -> Array:

@@ -69,7 +69,7 @@ def avg_pool(
     """
     windows = _place_windows(x, window_shape, strides, padding, ceil_mode)
     total = _sum_of_windows(x, windows)
-    return (total / _divisor(x, windows, count_include_pad, total.dtype)).astype(_mean_dtype(x))
+    return (total / _divisor(x, windows, count_include_pad, total.dtype)).astype(mean_dtype(x))
 
 
 def l2_pool(
@@ -96,7 +96,7 @@ def l2_pool(
     root = jnp.sqrt(
         jnp.where(positive, total, 1)
     )  # the inner select keeps 0 * inf out of gradients
-    return jnp.where(positive, root, 0).astype(_mean_dtype(x))
+    return jnp.where(positive, root, 0).astype(mean_dtype(x))
 
 
 def channel_max_pool(x: Array, group_size: int) -> Array:
@@ -129,7 +129,7 @@ def adaptive_avg_pool(x: Array, output_size: Sizes) -> Array:
             edges = [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
             means = [lax.slice_in_dim(y, *edge, axis=axis).mean(axis) for edge in edges]
             y = jnp.stack(means, axis)
-    return y.astype(_mean_dtype(x))
+    return y.astype(mean_dtype(x))
 
 
 def global_avg_pool(x: Array) -> Array:
@@ -299,12 +299,13 @@ def refuse_empty_maps(x: Array, name: str) -> None:
 
 def least_value(dtype) -> bool | int | float:
     """What every value of `dtype` is at least: the neutral element of a maximum."""
-    if dtype == bool:
+    if jnp.issubdtype(dtype, jnp.bool_):
         return False
     return -math.inf if jnp.issubdtype(dtype, jnp.floating) else int(jnp.iinfo(dtype).min)
 
 
-def _mean_dtype(x: Array):
+def mean_dtype(x: Array):
+    """The dtype of means of x: its own, or float32 for integers."""
     return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
 
 

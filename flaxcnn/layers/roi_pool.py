@@ -55,7 +55,10 @@ def _bin_masks(first: Array, last: Array, bins: int, size: int) -> Array:
 
 @jax.custom_jvp
 def _max_where(x: Array, mask: Array) -> Array:
-    """Maximum over places l where mask[b, l]: [A, L, C], bool [B, L] -> [B, A, C]; the least value if none."""
+    """Maximum over places l where mask[b, l]: [A, L, C], bool [B, L] -> [B, A, C].
+
+    The least value there is where the mask has no place.
+    """
     return jnp.where(mask[:, None, :, None], x[None], least_value(x.dtype)).max(2)
 
 

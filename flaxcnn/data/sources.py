@@ -96,6 +96,8 @@ def load_dataset(
         dataset = _load(source, opened, on_bad_image, resident_limit)
     else:
         raise UserError(f"data.source must be digits, tfds:<name> or folder:<path>, got {source!r}")
+    if record:
+        check_classes(source, record.class_names, dataset.class_names)
     by_place = record is not None and not record.version
     dataset = _divide(dataset, split, validation, seed, by_place)
     _note_measured(dataset)

@@ -156,6 +156,15 @@ def resume_config(root: Path, config: Config):
         pass
 
 
+def test_another_kind_of_source_is_no_moved_folder(run):
+    with pytest.raises(
+        UserError, match="digits is not what .*: classes '0', .* '4' and 5 more are"
+    ):
+        load_run(run / "run").evaluate("test", source="digits")
+    with pytest.raises(UserError, match="data.source must be digits, .*, got 'photos'"):
+        load_run(run / "run").evaluate("test", source="photos")
+
+
 def test_predict_needs_no_data(run, capsys):
     image = run / "image.png"
     write(image, 9)

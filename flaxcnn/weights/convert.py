@@ -209,8 +209,10 @@ def _find_other_head(
         theirs = shapes.get(sources[path].name)
         if theirs is None:
             continue
-        sizes = list(zip(sources[path].their_shape, larger[path].their_shape, theirs, strict=False))
-        if len(theirs) != len(sizes) or any(a == b != c for a, b, c in sizes):
+        if len(theirs) != len(sources[path].their_shape):
+            return set(), 0
+        sizes = list(zip(sources[path].their_shape, larger[path].their_shape, theirs, strict=True))
+        if any(a == b != c for a, b, c in sizes):
             return set(), 0
         counts |= {c for a, b, c in sizes if a != b}
     if len(counts) != 1 or counts == {model.num_classes}:

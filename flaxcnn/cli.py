@@ -73,27 +73,10 @@ def _parse_size(text: str) -> tuple[int, ...]:
 
 
 def predict_command(args: argparse.Namespace) -> int:
-    """The most probable classes of image files."""
-    from flaxcnn.training.inference import load_run
+    """The most probable classes of image files, and of those in folders."""
+    from flaxcnn.predict_command import predict
 
-    run = load_run(args.workdir, args.checkpoint)
-    images = run.read_images(args.images, args.resize)
-    results = []
-    for file, probabilities in zip(args.images, run.probabilities(images), strict=True):
-        order = (-probabilities).argsort(kind="stable")[: args.top]
-        top = [
-            {"class": run.facts.class_names[i], "probability": float(probabilities[i])}
-            for i in order
-        ]
-        results.append({"image": file, "top": top})
-    if args.json:
-        print(json.dumps(results))
-        return 0
-    for result in results:
-        print(result["image"])
-        for entry in result["top"]:
-            print(f"  {entry['probability']:7.2%}  {entry['class']}")
-    return 0
+    return predict(args)
 
 
 def visualize_augment_command(args: argparse.Namespace) -> int:
@@ -210,7 +193,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=("crop", "stretch", "pad"),
         help="how images reach the run's size (default: as the config says)",
     )
-    command.add_argument("images", nargs="+", metavar="IMAGE")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
 
     visualize = commands.add_parser("visualize", help="Pictures of what cannot be seen otherwise.")
     kinds = visualize.add_subparsers(dest="kind", required=True, metavar="KIND")

@@ -12,6 +12,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from flaxcnn.cli import main
+from flaxcnn.errors import UserError
+from flaxcnn.training.inference import TrainedRun, load_run
 
 pytestmark = pytest.mark.slow
 
@@ -129,15 +131,69 @@ def test_predict_names_real_digits(workdir, run_command, tmp_path):
     assert shown.stdout.count("%") == 5
 
 
-def test_predict_refuses_another_size_until_told_how_to_resize(workdir, run_command, tmp_path):
+def write_digits(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for i, image in enumerate(load_digits().images[:count]):
+        cv2.imwrite(str(folder / f"{i}.png"), np.round(image * 255 / 16).astype(np.uint8))
+
+
+def test_predict_takes_folders_and_leaves_bad_files_out(workdir, tmp_path, capsys):
+    write_digits(tmp_path / "a", 3)
+    write_digits(tmp_path / "a" / "b", 2)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "a" / "1.png").write_bytes(b"no image either")
+    nowhere, command = str(tmp_path / "nowhere.png"), ["predict", "--workdir", str(workdir)]
+    before = sorted(workdir.rglob("*"))
+    assert main([*command, "--json", nowhere, str(tmp_path / "a"), nowhere]) == 1
+    out, said = capsys.readouterr()
+    names = ["a/0.png", "a/2.png", "a/b/0.png", "a/b/1.png"]
+    assert [result["image"] for result in json.loads(out)] == [str(tmp_path / n) for n in names]
+    assert said.startswith("flaxcnn predict: left out 3 of 7 files:\n")
+    assert said.count(f"  {nowhere}: No such file") == 2 and "a/1.png is damaged" in said
+    assert sorted(workdir.rglob("*")) == before  # a reader changes nothing
+    for arguments, line in [
+        ([nowhere, nowhere], "No such file or directory (and 1 more"),
+        (["--top", "0", nowhere], "--top must be at least 1, got 0"),
+        ([str(workdir / "tensorboard")], "tensorboard holds no images"),
+    ]:
+        assert main([*command, *arguments]) == 2
+        said = capsys.readouterr().err
+        assert line in said and said.count("\n") == 1
+
+
+def test_predict_computes_batches_of_one_size(workdir, tmp_path):
+    write_digits(tmp_path / "a", 7)
+    (tmp_path / "a" / "2.png").write_bytes(b"")
+    files = [str(tmp_path / "a" / f"{i}.png") for i in range(7)]
+    run = load_run(workdir)
+    run.config.data.eval_batch_size = 4
+    results = dict(run.predict(files))
+    assert list(results) == files
+    assert run._forward._cache_size() == 1  # compiled once: the last batch is padded
+    assert isinstance(results.pop(files[2]), UserError)
+    for file, probabilities in results.items():
+        alone = run.probabilities(run.read_image(file)[None])[0]
+        np.testing.assert_allclose(probabilities, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_predict_says_where_the_network_gives_no_numbers(workdir, tmp_path, capsys, monkeypatch):
+    write_digits(tmp_path / "a", 1)
+    broken = np.full((1, 10), np.nan, np.float32)
+    monkeypatch.setattr(TrainedRun, "probabilities", lambda self, images: broken)
+    command = ["predict", "--workdir", str(workdir), str(tmp_path / "a")]
+    assert main(command) == 0
+    assert "no class: the network's output for it is not finite" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["top"] == []
+
+
+def test_predict_refuses_another_size_until_told_how_to_resize(workdir, tmp_path, capsys):
     photo = str(tmp_path / "photo.jpg")
     cv2.imwrite(photo, np.zeros((40, 60, 3), np.uint8))
-    refused = run_command(*CLI, "predict", "--workdir", workdir, photo)
-    assert refused.returncode == 2
-    assert "photo.jpg is 60x40 and the run's images are 8x8" in refused.stderr
-    assert run_command(
-        *CLI, "predict", "--workdir", workdir, "--resize", "crop", photo
-    ).returncode == 0  # fmt: skip
+    command = ["predict", "--workdir", str(workdir), photo]
+    assert main(command) == 2
+    assert "photo.jpg is 60x40 and the run's images are 8x8" in capsys.readouterr().err
+    assert main([*command, "--resize", "crop"]) == 0
 
 
 @pytest.mark.parametrize(

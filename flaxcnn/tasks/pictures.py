@@ -114,8 +114,7 @@ def draw_predictions(
         error = predicted != true
         name = _shorten(class_names[predicted], 12) if predicted >= 0 else "none"
         axes.set_title(
-            f"{name} ({probabilities[index]:.0%})\n"
-            f"true: {_shorten(class_names[true], 12)}",
+            f"{name} ({probabilities[index]:.0%})\ntrue: {_shorten(class_names[true], 12)}",
             fontsize=8,
             color=RED if error else "black",
             parse_math=False,

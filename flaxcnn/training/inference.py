@@ -1,7 +1,8 @@
 """A finished or stopped run as a function: its network and the variables of one checkpoint."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +41,50 @@ class TrainedRun:
         Over the config's `data.views`, if it has any: an image is judged as the run's own test
         images were, whose accuracy is in result.json.
         """
+        return np.asarray(self._forward(self.variables, images))
+
+    @cached_property
+    def _forward(self) -> Callable[[Any, np.ndarray], jax.Array]:
         preprocess = make_preprocess(self.facts.mean, self.facts.std)
         views = read_views(self.config.data.views, self.facts.image_shape)
         logits = make_forward(self.model, preprocess, views)
+        return jax.jit(lambda variables, x: self.task.probabilities(logits(variables, x)))
 
-        @jax.jit
-        def forward(variables, images):
-            return self.task.probabilities(logits(variables, images))
+    def predict(
+        self, files: Sequence[str], resize: str | None = None
+    ) -> Iterator[tuple[str, np.ndarray | UserError]]:
+        """Each file with its probabilities, float32 [classes], or with what is wrong with it.
 
-        return np.asarray(forward(self.variables, images))
+        Files are read and computed `data.eval_batch_size` at a time; `resize` as for `read_image`.
+        """
+        size = min(self.config.data.eval_batch_size, len(files))
+        for start in range(0, len(files), size or 1):
+            batch = np.zeros((size, *self.facts.image_shape), np.uint8)  # the last one is padded
+            chosen, errors = files[start : start + size], {}
+            for index, file in enumerate(chosen):
+                try:
+                    batch[index] = self.read_image(file, resize)
+                except UserError as error:
+                    errors[index] = error
+            rows = self.probabilities(batch) if len(errors) < len(chosen) else batch
+            for index, file in enumerate(chosen):
+                yield file, errors[index] if index in errors else rows[index]
 
-    def read_images(self, files: Sequence[str], resize: str | None = None) -> np.ndarray:
-        """Image files -> uint8 [N, H, W, C] as the run saw its own.
+    def read_image(self, file: str, resize: str | None = None) -> np.ndarray:
+        """An image file -> uint8 [H, W, C] as the run saw its own.
 
-        Without `resize` ("crop", "stretch" or "pad") images are brought to size as the config
-        says; where it gives no size they must have the run's. Raises UserError naming the file.
+        Without `resize` ("crop", "stretch" or "pad") it is brought to size as the config says;
+        where that gives no size it must have the run's. Raises UserError naming the file.
         """
         height, width, channels = self.facts.image_shape
         policy = resize or (self.config.data.resize if self.config.data.image_size else None)
-        images = []
-        for file in files:
-            image = read_image(file, (height, width) if policy else (), policy or "crop", channels)
-            if image.shape != (height, width, channels):
-                raise UserError(
-                    f"{file} is {image.shape[1]}x{image.shape[0]} and the run's images are "
-                    f"{width}x{height}: resize it, or give --resize crop, stretch or pad"
-                )
-            images.append(image)
-        return np.stack(images)
+        image = read_image(file, (height, width) if policy else (), policy or "crop", channels)
+        if image.shape != (height, width, channels):
+            raise UserError(
+                f"{file} is {image.shape[1]}x{image.shape[0]} and the run's images are "
+                f"{width}x{height}: resize it, or give --resize crop, stretch or pad"
+            )
+        return image
 
     def evaluate(
         self,

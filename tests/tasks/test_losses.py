@@ -80,6 +80,7 @@ def test_focal_with_smoothed_targets():
     loss = make("focal", label_smoothing=0.2, focal_gamma=0.0)(LOGIT, BITS)
     check(loss, -(target * log_p + (1 - target) * log_q))
 
+
 def test_focal_of_one_output_with_smoothing_is_that_of_two_classes():
     """Smoothed targets .95, .95, .05; computed by hand in float64."""
     logits, labels = np.array([[2.0], [-1.0], [0.5]], np.float32), np.array([1, 1, 0])

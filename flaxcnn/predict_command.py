@@ -1,0 +1,78 @@
+"""The command `flaxcnn predict`: the most probable classes of image files and folders of them."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flaxcnn.data.images import FILE_FORMATS
+from flaxcnn.errors import UserError
+from flaxcnn.training.inference import load_run
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Prints each batch's classes as they come; exit status 1 if a file had to be left out.
+
+    Those are named at the end. Raises UserError if not one could be read.
+    """
+    if args.top < 1:
+        raise UserError(f"--top must be at least 1, got {args.top}")
+    run, files = load_run(args.workdir, args.checkpoint), list(_find_files(args.images))
+    bad, shown = [], 0
+    for file, answer in run.predict(files, args.resize):
+        if isinstance(answer, UserError):
+            bad.append(str(answer))
+            continue
+        top = _choose_top(answer, run.facts.class_names, args.top)
+        if args.json:
+            print(", " if shown else "[", json.dumps({"image": file, "top": top}), sep="", end="")
+        else:
+            print(file, *map(_format, top or [{}]), sep="\n", flush=True)
+        shown += 1
+    if not shown:
+        more = f" (and {len(bad) - 1} more files could not be read)" if len(bad) > 1 else ""
+        raise UserError(bad[0] + more)
+    if args.json:
+        print("]")
+    if bad:
+        print(f"flaxcnn predict: left out {len(bad)} of {len(files)} files:", file=sys.stderr)
+        print(*(f"  {line}" for line in bad), sep="\n", file=sys.stderr)
+    return int(bool(bad))
+
+
+def _find_files(paths: Sequence[str]) -> Iterator[str]:
+    """The files themselves, and the images in folders and their folders, in order of name."""
+    formats = Image.registered_extensions()
+    for path in paths:
+        if not os.path.isdir(path):
+            yield path
+            continue
+        found = [
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(path)
+            for name in names
+            if formats.get(os.path.splitext(name)[1].lower()) in FILE_FORMATS
+            and not name.startswith(".")
+        ]
+        if not found:
+            raise UserError(f"{path} holds no images")
+        yield from sorted(found)
+
+
+def _choose_top(probabilities: np.ndarray, names: Sequence[str], count: int) -> list[Any]:
+    """The `count` most probable classes; none where the network's output is not finite."""
+    if not np.isfinite(probabilities).all():
+        return []
+    order = (-probabilities).argsort(kind="stable")[:count]
+    return [{"class": names[i], "probability": float(probabilities[i])} for i in order]
+
+
+def _format(entry: dict[str, Any]) -> str:
+    if not entry:
+        return "  no class: the network's output for it is not finite"
+    return f"  {entry['probability']:7.2%}  {entry['class']}"

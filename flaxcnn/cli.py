@@ -12,6 +12,7 @@ from typing import Any
 
 from flaxcnn import __version__
 from flaxcnn.errors import UserError
+from flaxcnn.exit_status import DONE, INTERRUPTED, MISTAKE
 
 
 def list_command(args: argparse.Namespace) -> int:
@@ -19,7 +20,7 @@ def list_command(args: argparse.Namespace) -> int:
     from flaxcnn.list_command import list_choices
 
     print(list_choices(args.words, verbose=args.verbose))
-    return 0
+    return DONE
 
 
 def evaluate_command(args: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
     if args.json:
         how = {"split": args.split, "step": run.step, "image_size": size, "views": views}
         print(json.dumps({**how, **means, "report": report}))
-        return 0
+        return DONE
     entries = ",".join("=".join(map(str, entry)) for entry in views)
     print(
         f"{args.checkpoint} checkpoint, step {run.step}, {args.split} split, "
@@ -51,7 +52,7 @@ def evaluate_command(args: argparse.Namespace) -> int:
         f"{args.split} accuracy {means['accuracy']:.4f} · {report['images']} images · "
         f"loss {means['loss']:.4f} · step {run.step} · {args.workdir}"
     )
-    return 0
+    return DONE
 
 
 def _parse_views(text: str) -> tuple[tuple[Any, ...], ...]:
@@ -97,7 +98,7 @@ def visualize_augment_command(args: argparse.Namespace) -> int:
         title=args.config,
     )
     print(args.out)
-    return 0
+    return DONE
 
 
 def study_command(args: argparse.Namespace) -> int:
@@ -106,22 +107,24 @@ def study_command(args: argparse.Namespace) -> int:
     from flaxcnn.study_jobs import carry_out_side_by_side
     from flaxcnn.study_report import write_report
     from flaxcnn.training.config_file import find_file, run_file
+    from flaxcnn.training.stop_signal import StopSignal
 
     file = find_file(args.file, "study")
     study, text = run_file(file, "get_study")
     suffix = "-quick" if args.quick else ""
     workdir = Path(args.workdir or Path("runs", "studies", file.stem + suffix))
     runs = plan_runs(study, workdir, quick=args.quick)
-    done = carry_out(runs) if args.jobs == 1 else carry_out_side_by_side(runs, args.jobs)
+    with StopSignal() as signals:
+        done = carry_out(runs) if args.jobs == 1 else carry_out_side_by_side(runs, args.jobs)
     if not done:
         print(f"stopped at a saved step; to go on, run the same command again ({workdir})")
-        return 0
+        return signals.status
     jobs = f" --jobs {args.jobs}" if args.jobs != 1 else ""
     command = f"flaxcnn study {args.file}{' --quick' if args.quick else ''}{jobs}"
     folder = Path(args.report or workdir)
     path = write_report(study, runs, text or file.stem, command, folder, file.stem)
     print(f"{path.read_text()}\nin {path.parent}: {file.stem}.md, .json and pictures")
-    return 0
+    return DONE
 
 
 def reproduce_command(args: argparse.Namespace) -> int:
@@ -232,7 +235,7 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 success, 1 a check that failed, 2 a mistake, reported in one line."""
+    """Runs the command; the exit status is one of exit_status.py."""
     arguments = sys.argv[1:] if argv is None else argv
     command = arguments[0] if arguments else ""
     try:
@@ -244,10 +247,13 @@ def main(argv: list[str] | None = None) -> int:
         return args.function(args)
     except UserError as error:
         print(f"flaxcnn {command}: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE
+    except KeyboardInterrupt:
+        print(f"flaxcnn {command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of `flaxcnn list | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return DONE
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from PIL import Image
 
 from flaxcnn.data.images import FILE_FORMATS
 from flaxcnn.errors import UserError
+from flaxcnn.exit_status import DONE, FAILED
 from flaxcnn.training.inference import load_run
 
 
@@ -42,7 +43,7 @@ def predict(args: argparse.Namespace) -> int:
     if bad:
         print(f"flaxcnn predict: left out {len(bad)} of {len(files)} files:", file=sys.stderr)
         print(*(f"  {line}" for line in bad), sep="\n", file=sys.stderr)
-    return int(bool(bad))
+    return FAILED if bad else DONE
 
 
 def _find_files(paths: Sequence[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from flaxcnn.study import Run, Study
 from flaxcnn.tasks.classification import count_confusions
 from flaxcnn.tasks.study_pictures import draw_case_confusions, draw_case_curves
 from flaxcnn.training.logging import read_rows
+from flaxcnn.training.sessions import read_sessions
 from flaxcnn.training.workdir import Workdir
 
 Case = dict[str, Any]
@@ -37,7 +38,7 @@ def write_report(
     classes = facts["class_names"]
     counts = {case: _add_confusions(found, len(classes)) for case, found in workdirs.items()}
     draw_case_confusions(folder / confusions, counts, classes)
-    environment = Workdir(runs[0].workdir).read("environment")
+    environment = read_sessions(Workdir(runs[0].workdir))[-1]
     content = {"command": command, "cases": cases, "environment": environment}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     title, _, rest = text.strip().partition("\n")

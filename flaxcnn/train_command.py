@@ -12,26 +12,29 @@ from absl import flags
 from ml_collections import config_flags
 
 from flaxcnn.errors import UserError
+from flaxcnn.exit_status import DONE
 from flaxcnn.training.config import Config, check_field
 from flaxcnn.training.config_file import find_file, list_files, run_file
 from flaxcnn.training.config_help import describe_fields, format_rows
+from flaxcnn.training.stop_signal import StopSignal
 
 DEFAULT_CONFIG = "digits"
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Exit status 0: done, or stopped on request. Raises UserError for a mistake."""
+    """The exit status: done, or stopped on request. Raises UserError for a mistake."""
     if {"--help", "-h", "-help"} & set(arguments):
         print(_help())
-        return 0
+        return DONE
     try:
         config, workdir = parse(arguments)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     from flaxcnn.training.loop import run  # after the flags: a wrong one is reported at once
 
-    run(config, workdir)
-    return 0
+    with StopSignal() as signals:
+        result = run(config, workdir)
+    return signals.status if result is None else DONE
 
 
 def _help() -> str:

@@ -11,6 +11,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.study import Study, carry_out, plan_runs
 from flaxcnn.study_jobs import carry_out_side_by_side
 from flaxcnn.training import Config, ModelConfig
+from flaxcnn.training.sessions import read_sessions
 from flaxcnn.training.workdir import Workdir
 
 CONFIG = Config(model=ModelConfig("mnist_mlp_512"), epochs=1)
@@ -33,7 +34,7 @@ def test_side_by_side_they_come_to_what_one_after_the_other_does(tmp_path, capfd
     results = []
     for run in runs:
         result = Workdir(run.workdir).read("result")
-        assert Workdir(run.workdir).read("environment")["threads"] == 1
+        assert read_sessions(Workdir(run.workdir))[-1]["threads"] == 1
         assert f"{run.case}, seed 0: accuracy {result['accuracy']:.4f}" in shown.out
         results.append(result["loss"])
     assert results[0] != pytest.approx(results[1], rel=0.01)

@@ -119,7 +119,7 @@ def test_digits_is_trained_in_an_empty_folder(run, installed, tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.splitlines()[-1].endswith(" · runs/digits")
     assert json.loads((tmp_path / "runs/digits/result.json").read_text())["accuracy"] > 0.3
-    command = json.loads((tmp_path / "runs/digits/environment.json").read_text())["command"]
+    command = json.loads((tmp_path / "runs/digits/environment.json").read_text())[-1]["command"]
     assert command.startswith(str(installed))
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 

@@ -117,7 +117,7 @@ class Workdir:
         """Whether `<name>.json` has been written."""
         return self._file(f"{name}.json").exists()
 
-    def write(self, name: str, content: dict[str, Any]) -> None:
+    def write(self, name: str, content: dict[str, Any] | list[Any]) -> None:
         """Replaces `<name>.json` in one atomic step."""
         temporary = self._file(f".{name}.json.tmp")
         temporary.write_text(json.dumps(content, indent=2) + "\n")

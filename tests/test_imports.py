@@ -14,7 +14,7 @@ ALLOWED = {
     "memory": set(),
     "compat": set(),
     "layers": {"errors", "compat"},
-    "models": {"errors", "layers"},
+    "models": {"errors", "compat", "layers"},
     "weights": {"errors", "layers", "models"},
     "data": {"errors"},
     "tasks": {"errors", "data", "models", "layers"},

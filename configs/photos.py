@@ -3,7 +3,7 @@
 flaxcnn train photos --config.data.source=folder:PATH
 
 Measured (one thread of an AMD EPYC, AVX2, other work on the machine; Python 3.11.7, jaxlib 0.10.1;
-seed 0): on 300 photographs each of cats and dogs, 71.60 % of 250 others, in 18 minutes. In batches
+seed 0): on 300 photographs each of cats and dogs, 71.60 % of 250 others, in 14 minutes. In batches
 of 20, 71.60 % +- 0.69 over three seeds, and 59.73 % without data.augment
 (docs/studies/cats_dogs_small.md).
 """

@@ -67,7 +67,7 @@ def collect_case(runs: Sequence[Run]) -> Case:
         row["images_per_second"]
         for run in runs
         for row in read_rows(Workdir(run.workdir))
-        if row["split"] == "train"
+        if "images_per_second" in row  # not where a call compiled
     ]
     return {
         "accuracy": [result["accuracy"] for result in results],
@@ -77,7 +77,7 @@ def collect_case(runs: Sequence[Run]) -> Case:
         "epochs": runs[0].config.epochs,
         "parameters": facts["parameters"],
         "images_per_epoch": images,
-        "seconds_per_epoch": images / statistics.median(rates),
+        "seconds_per_epoch": images / statistics.median(rates) if rates else None,
         "classes": {
             entry["name"]: {
                 key: statistics.fmean(report["classes"][i][key] for report in reports)
@@ -104,7 +104,8 @@ def format_table(cases: Mapping[str, Case]) -> str:
         if with_source:
             row.append(f"{100 * case['source']:.2f} %" if "source" in case else "")
         row += [f"{statistics.fmean(case['loss']):.4f}", str(case["epochs"])]
-        row += [f"{case['images_per_epoch']:,}", f"{case['seconds_per_epoch']:.1f}"]
+        seconds = case["seconds_per_epoch"]
+        row += [f"{case['images_per_epoch']:,}", "-" if seconds is None else f"{seconds:.1f}"]
         rows.append([*row, f"{case['parameters']:,}"])
     return _markdown(columns, rows)
 

@@ -27,11 +27,15 @@ def train(arguments: Sequence[str]) -> int:
         print(_help())
         return DONE
     try:
-        config, workdir = parse(arguments)
+        config, workdir, added = parse(arguments)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
-    from flaxcnn.training.loop import run  # after the flags: a wrong one is reported at once
+    # After the flags: a wrong one is reported at once.
+    from flaxcnn.training.extend import extend
+    from flaxcnn.training.loop import run
 
+    if added is not None:
+        extend(config, workdir, added)
     with StopSignal() as signals:
         result = run(config, workdir)
     return signals.status if result is None else DONE
@@ -46,6 +50,7 @@ Trains a network. The same command again resumes the run in the workdir, to the 
   CONFIG           name of a config that comes with flaxcnn, or a Python file whose get_config()
                    returns a Config (default: {DEFAULT_CONFIG}); also as --config CONFIG
   --workdir DIR    folder of the run (default: runs/<name of the config>)
+  --extend N       N more epochs for a run that is finished, at its final learning rate
   --config.FIELD=VALUE
                    another value of a field; --config.optimizer.kwargs.b2=0.95 adds a setting
 
@@ -57,8 +62,8 @@ Fields, with their defaults:
     return f"{usage}\n{format_rows([(f'{n}={v}', c) for n, v, c in describe_fields()])}"
 
 
-def parse(arguments: Sequence[str]) -> tuple[Config, str]:
-    """The config with its overrides, and the workdir (default: runs/<name of the config>).
+def parse(arguments: Sequence[str]) -> tuple[Config, str, int | None]:
+    """The config with its overrides, the workdir (default: runs/<name of the config>), --extend.
 
     Raises UserError or absl's flags.Error for what is no config, field or value.
     """
@@ -82,9 +87,11 @@ def parse(arguments: Sequence[str]) -> tuple[Config, str]:
         accept_new_attributes=True,  # keys of the kwargs; check_field has refused all others
     )
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_integer("extend", None, "Epochs to add to a finished run.", flag_values=values)
     if unread := values(argv)[1:]:
         raise UserError(f"unexpected argument {unread[0]!r}; flags begin with --")
-    return values.config, values.workdir or str(Path("runs") / file.stem)
+    workdir = values.workdir or str(Path("runs") / file.stem)
+    return values.config, workdir, values.extend
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:

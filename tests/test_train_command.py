@@ -22,13 +22,13 @@ from flaxcnn.training.config import fields
 )
 def test_a_name_and_flags_in_any_order_and_form(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # no clone, and no configs/ in sight
-    config, workdir = parse(arguments.split())
+    config, workdir, _ = parse(arguments.split())
     assert (config.model.name, config.epochs) == ("mnist_cnn_220k", 3)
     assert workdir == "runs/mnist_cnn"
 
 
 def test_every_kind_of_field_can_be_given():
-    config, _ = parse(
+    config, *_ = parse(
         [
             "digits",
             '--config.data.subsample={"3": 0.5}',
@@ -51,7 +51,8 @@ def test_every_kind_of_field_can_be_given():
 
 def test_without_arguments_it_is_digits_and_a_file_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config, workdir = parse([])
+    config, workdir, added = parse([])
+    assert added is None
     assert (config.data.source, workdir) == ("digits", "runs/digits")
     (tmp_path / "digits.py").write_text(
         "from flaxcnn.training import Config\ndef get_config():\n    return Config(epochs=7)\n"

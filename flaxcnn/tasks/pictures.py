@@ -90,16 +90,19 @@ def draw_predictions(
     probabilities: np.ndarray,
     class_names: Sequence[str],
     title: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Draw these images, eight in a row, with what was predicted and how surely; errors in red.
 
     `images` are uint8 [N, H, W, 1 or 3], `probabilities` those of the predictions. `title` says
-    what they are a sample of; without it, how many of them are wrong.
+    what they are a sample of; without it, how many of them are wrong. `names`, of the images' files
+    or their numbers, stand below them; of long ones the end.
     """
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
     aspect = float(np.clip(images.shape[1] / images.shape[2], 0.3, 3.0))
-    figure = make_figure(max(1.35 * columns, 5.0), (1.35 * aspect + 0.4) * rows + 0.7)
+    height = 1.35 * aspect + (0.4 if names is None else 0.55)
+    figure = make_figure(max(1.35 * columns, 5.0), height * rows + 0.7)
     figure.suptitle(
         (title or f"{(predictions != labels).sum()} of these {len(images)} images wrong")
         + "\nerrors in red; predicted class (its probability) over true class",
@@ -119,6 +122,10 @@ def draw_predictions(
             color=RED if error else "black",
             parse_math=False,
         )
+        if names is not None:
+            name = names[index]
+            name = name if len(name) <= 20 else f"…{name[-19:]}"
+            axes.set_xlabel(name, fontsize=7, color="#555555", parse_math=False)
         if error:
             axes.spines[:].set(color=RED, linewidth=2)
     save_figure(figure, path)
@@ -128,7 +135,8 @@ def draw_curves(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]])
     """Draw loss, accuracy and learning rate against epochs from the rows of `metrics.jsonl`.
 
     A row has `epoch` (a float, 1.0 after one pass), `split` ("train", "validation" or "test") and
-    some of `loss`, `accuracy` and `learning_rate`. Rows without a number are left out.
+    some of `loss`, `accuracy` and `learning_rate`. Rows without a number are left out. Training
+    loss and accuracy, of one call each, are faint, with their means over each epoch on top.
     """
     figure = make_figure(13.0, 4.0)
     losses, accuracies, rates = figure.subplots(1, 3)
@@ -162,8 +170,14 @@ def _plot(
     points = [(x, y) for x, y in points if np.isfinite(y)]
     if not points:
         return
-    x, y = zip(*points, strict=True)
-    style = {"train": "-" if len(points) > 1 else "o", "validation": "-o", "test": "D"}[split]
+    x, y = map(np.array, zip(*points, strict=True))
+    epochs = np.ceil(x - 1e-9)  # what ends at 0.5 belongs to the first
+    smoothed = split == "train" and key != "learning_rate" and len(x) > len(np.unique(epochs)) > 1
+    if smoothed:
+        axes.plot(x, y, "-", color=COLORS[split], linewidth=1.0, alpha=0.3)
+        x = np.unique(epochs)
+        y = np.array([y[epochs == epoch].mean() for epoch in x])
+    style = {"train": "-" if len(x) > 1 else "o", "validation": "-o", "test": "D"}[split]
     axes.plot(x, y, style, color=COLORS[split], markersize=4, linewidth=1.5, label=split)
 
 

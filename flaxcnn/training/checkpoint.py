@@ -103,7 +103,7 @@ class SavedCheckpoints:
         abstract = _without_typed_keys(abstract)
         # NumPy arrays as the target: what is read need not fit the devices it was saved from.
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)
-        path = self._opened / str(step)
+        path = str(self._opened / str(step))
         with _damage_named(step):
             metadata: Any = ocp.metadata(path, "state").custom_metadata
             # Every version wrote the first; orbax gives {} where the file is lost.

@@ -73,6 +73,7 @@ class Facts:
     train_draws: list[int] = dataclasses.field(default_factory=list)  # [] in runs of old versions
     norm_momentum: float = 0.0  # the largest of BatchNorm; 0 without, and in runs of old versions
     data_version: str = ""  # "" in runs of old versions
+    extended: list[int] = dataclasses.field(default_factory=list)  # epochs, see `extend.py`
 
     @classmethod
     def read(cls, workdir: Workdir) -> "Facts":
@@ -132,7 +133,7 @@ class Experiment:
             num_examples=self.facts.examples["train"],
             batch_size=self.config.data.batch_size,
             steps_per_call=self.facts.steps_per_call,
-            epochs=self.config.epochs,
+            epochs=self.config.epochs + sum(self.facts.extended),
             seed=self.config.seed,
             draws=self.draws,
         )
@@ -140,7 +141,12 @@ class Experiment:
     @cached_property
     def schedule(self) -> optax.Schedule:
         """Learning rate by step."""
-        return make_schedule(self.config.optimizer, self.plan.steps_per_epoch, self.config.epochs)
+        steps_per_epoch, epochs = self.plan.steps_per_epoch, self.config.epochs
+        schedule: Any = make_schedule(self.config.optimizer, steps_per_epoch, epochs)
+        if not self.facts.extended:
+            return schedule
+        last = steps_per_epoch * epochs - 1  # whose rate the added epochs keep
+        return lambda step: schedule(jnp.minimum(step, last))
 
     @cached_property
     def tx(self) -> optax.GradientTransformation:
@@ -388,6 +394,13 @@ def make_experiment(config: Config, workdir: Workdir) -> Experiment:
 
 def find_facts(config: Config, dataset: Dataset) -> Facts:
     """Measures the training split and the network. Raises UserError where they do not fit."""
+    if "validation" not in dataset.splits:
+        for field, needed in (
+            (f"early_stopping={config.early_stopping}", config.early_stopping > 0),
+            ("optimizer.schedule=plateau", config.optimizer.schedule == "plateau"),
+        ):
+            if needed:
+                raise UserError(f"{field} needs a validation split: set data.validation")
     parallel = make_parallel(config.parallel)
     batch = config.data.batch_size
     check_divisible("data.batch_size", batch, parallel.num_devices, config.optimizer.accumulate)

@@ -1,17 +1,25 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard events, the progress bar."""
+"""What a run says while it goes: metrics.jsonl, TensorBoard events, progress.
+
+On a terminal a bar moves; elsewhere (a file, a pipe, a notebook) there are plain lines alone, one
+for each epoch.
+"""
 
 import json
 import os
-import time
+import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from flaxcnn.data.feeders import TrainPlan
 from flaxcnn.training.workdir import Workdir
 
 Row = dict[str, Any]
+
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
 
 
 def read_rows(workdir: Workdir) -> list[Row]:
@@ -23,13 +31,13 @@ def read_rows(workdir: Workdir) -> list[Row]:
 
 
 class Logger:
-    """Writes rows to metrics.jsonl and TensorBoard and moves the progress bar.
+    """Writes rows to metrics.jsonl and TensorBoard and shows progress.
 
     Rows beyond `first_step` are of steps that will be done again: they are dropped, so that the
     file reads as if the run had never been interrupted.
     """
 
-    def __init__(self, workdir: Workdir, first_step: int, total_steps: int):
+    def __init__(self, workdir: Workdir, plan: TrainPlan, first_step: int):
         rows = [row for row in read_rows(workdir) if row["step"] <= first_step]
         temporary = workdir.metrics.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -37,9 +45,17 @@ class Logger:
         self._file = open(workdir.metrics, "a")  # noqa: SIM115 (closed by __exit__)
         self._events = SummaryWriter(str(workdir.path / "tensorboard"), purge_step=first_step + 1)
         self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=0.5
+            total=plan.total_steps,
+            initial=first_step,
+            bar_format=_BAR,
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=not sys.stderr.isatty(),
         )
-        self._last = time.perf_counter()
+        self._plan, self._step = plan, first_step
+        self._epoch = _of_unfinished_epoch(rows, first_step // plan.steps_per_epoch)
+        self._compiled: set[int] = set()  # lengths of calls
+        self._steps, self._seconds = 0, 0.0  # of the calls that did not compile
 
     def __enter__(self) -> "Logger":
         return self
@@ -54,20 +70,45 @@ class Logger:
         self._events.close()
         self._file.close()
 
-    def log_train(self, row: Row, steps: int, images: int) -> None:
-        """One call's means, with its rate since the last row, and the bar `steps` further."""
-        now = time.perf_counter()
-        rate = images / (now - self._last)
-        self._last = now
-        self._bar.set_postfix_str(f"{rate:,.0f} images/s, loss {row['loss']:.4f}", refresh=False)
-        self._bar.update(steps)
-        self._write({**row, "split": "train", "images_per_second": round(rate, 1)})
+    def log_train(self, row: Row, steps: int, seconds: float) -> None:
+        """One call's means, `row`, over `steps`, which took `seconds`.
 
-    def log_validation(self, row: Row, line: str) -> None:
-        """One epoch's validation metrics; `line` is shown above the bar."""
-        self._write({**row, "split": "validation"})
-        self._bar.write(line)
-        self._last = time.perf_counter()  # evaluation is no part of the training rate
+        The first call of a length compiles: its time is in no rate.
+        """
+        if steps in self._compiled:
+            self._steps += steps
+            self._seconds += seconds
+            row = row | {"images_per_second": round(steps * self._plan.batch_size / seconds, 1)}
+        self._compiled.add(steps)
+        self._step = row["step"]
+        self._epoch.append((steps, row))
+        self._bar.set_postfix_str(f"{self._describe_rate()}loss {row['loss']:.4f}", refresh=False)
+        self._bar.update(steps)
+        self._write({**row, "split": "train"})
+
+    def log_epoch(self, validation: Row | None) -> None:
+        """The end of an epoch: its training means, and what validation measured, in one line."""
+        steps = sum(steps for steps, _ in self._epoch)
+        means = {
+            name: sum(steps * row[name] for steps, row in self._epoch) / steps
+            for name in ("loss", "accuracy")
+        }
+        line = f"{self._step // self._plan.steps_per_epoch}/{self._plan.epochs}: {_format(means)}"
+        if validation is not None:
+            self._write({**validation, "split": "validation"})
+            line += f" · validation {_format(validation)}"
+        rate = self._describe_rate().replace(", ", " · ").removesuffix(" · ")
+        tqdm.write(f"epoch {line}{' · ' * bool(rate)}{rate}")  # above the bar, if there is one
+        sys.stdout.flush()
+        self._epoch.clear()
+
+    def _describe_rate(self) -> str:
+        """ "1,234 images/s, 00:56 left, ", of training alone; "" before a call has been timed."""
+        if not self._steps:
+            return ""
+        text = f"{self._steps * self._plan.batch_size / self._seconds:,.0f} images/s, "
+        left = (self._plan.total_steps - self._step) * self._seconds / self._steps
+        return text + (f"{tqdm.format_interval(left)} left, " if left else "")
 
     def _write(self, row: Row) -> None:
         self._file.write(json.dumps(row) + "\n")
@@ -75,3 +116,16 @@ class Logger:
         for name, value in row.items():
             if name not in ("step", "epoch", "split"):
                 self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+
+def _format(metrics: Mapping[str, float]) -> str:
+    names = ["loss", "accuracy", *(metrics.keys() - {"loss", "accuracy", "step", "epoch"})]
+    return " · ".join(f"{name} {metrics[name]:.4f}" for name in names)
+
+
+def _of_unfinished_epoch(rows: list[Row], epochs_done: int) -> list[tuple[int, Row]]:
+    """The training rows after so many epochs, each with the number of its steps."""
+    train = [row for row in rows if row["split"] == "train"]
+    before = [0, *(row["step"] for row in train)]
+    pairs = zip(before, train, strict=False)
+    return [(row["step"] - step, row) for step, row in pairs if row["epoch"] > epochs_done + 1e-9]

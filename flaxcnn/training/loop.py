@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from flaxcnn.training.checkpoint import Checkpoints, History
 from flaxcnn.training.config import Config, validate
 from flaxcnn.training.experiment import Experiment, make_experiment
 from flaxcnn.training.logging import Logger
-from flaxcnn.training.report import print_result, report_run
+from flaxcnn.training.report import draw_missing, print_result, print_start, report_run
 from flaxcnn.training.schedules import plateau_scale, should_stop
+from flaxcnn.training.sessions import begin_session
 from flaxcnn.training.state import TrainState
 from flaxcnn.training.stop_signal import StopSignal
 from flaxcnn.training.workdir import Workdir
@@ -51,13 +53,15 @@ def train(
     folder = Workdir(workdir)
     with folder.claim(config), StopSignal() as signals:
         if folder.has("result"):
+            draw_missing(config, folder)
             return folder.read("result")
         for warning in doctor.warnings():
             print(f"WARNING: {warning}", file=sys.stderr)
         experiment = make_experiment(config, folder)
         for warning in experiment.warnings():
             print(f"WARNING: {warning}", file=sys.stderr)
-        folder.write("environment", doctor.environment())
+        print_start(experiment)
+        changes = begin_session(folder)
         keep = config.checkpoint
         checkpoints = Checkpoints(
             folder.checkpoints, keep.keep_last, keep.keep_best, config.monitor
@@ -67,7 +71,8 @@ def train(
             return signals.requested or (stop is not None and stop())
 
         try:
-            state = _advance(experiment, folder, checkpoints, stopped, on_validation)
+            start = _restore_or_start(experiment, checkpoints, changes)
+            state = _advance(experiment, folder, checkpoints, start, stopped, on_validation)
         finally:
             checkpoints.close()
         if state is None:
@@ -80,25 +85,28 @@ def _advance(
     experiment: Experiment,
     folder: Workdir,
     checkpoints: Checkpoints,
+    start: tuple[int, TrainState, History],
     stopped: Callable[[], bool],
     on_validation: Callable[[dict[str, float]], object] | None,
 ) -> TrainState | None:
     """The final state, or None when asked to stop (the state is then saved)."""
     parallel, plan = experiment.parallel, experiment.plan
-    step, state, history = _restore_or_start(experiment, checkpoints)
-    if step == plan.total_steps or _finished_early(experiment.config, history):
+    step, state, history = start
+    if step == plan.total_steps or _finished_early(experiment, history):
         return state
     loop = _Loop(experiment, history, parallel.replicate(state))
-    with Logger(folder, step, plan.total_steps) as logger:
+    print("compiling ...", flush=True)
+    with Logger(folder, plan, step) as logger:
         for end_of_call in loop.calls(step, logger):
             saved = end_of_call == step
             if end_of_call % plan.steps_per_epoch == 0:
-                row = loop.validate(end_of_call, logger)
+                row = loop.validate(end_of_call)
+                logger.log_epoch(row)
                 loop.save(checkpoints, end_of_call, validated=True)
                 saved = True
                 if on_validation is not None and row is not None:
                     on_validation(dict(row))
-                if _finished_early(experiment.config, history):
+                if _finished_early(experiment, history):
                     break
             elif loop.save_is_due(end_of_call):
                 loop.save(checkpoints, end_of_call, validated=False)
@@ -111,20 +119,35 @@ def _advance(
 
 
 def _restore_or_start(
-    experiment: Experiment, checkpoints: Checkpoints
+    experiment: Experiment, checkpoints: Checkpoints, changes: list[str] | None
 ) -> tuple[int, TrainState, History]:
+    """Step, state and history; `changes` are those since the session before, if there was one."""
     restored = checkpoints.restore_latest(experiment.abstract_state())
     if restored is None:
+        if changes is not None:
+            print("the run was ended before its first checkpoint: it starts again")
         return 0, experiment.initial_state(), []
-    print(f"going on from step {restored[0]} of {experiment.plan.total_steps}")
+    print(f"going on from step {restored[0]} of {experiment.plan.total_steps}", flush=True)
+    if changes:
+        print(
+            f"WARNING: since the session before, {'; '.join(changes)}: the bits may differ from "
+            "those of an uninterrupted run",
+            file=sys.stderr,
+        )
     return restored
 
 
-def _finished_early(config: Config, history: History) -> bool:
-    """Whether `early_stopping` epochs have passed without a better `monitor`."""
+def _finished_early(experiment: Experiment, history: History) -> bool:
+    """Whether `early_stopping` epochs have passed without a better `monitor`.
+
+    Epochs that `--extend` has added are done, whatever they bring.
+    """
+    config = experiment.config
     values = [row[config.monitor] for row in history]
     patience, higher = config.early_stopping, config.monitor == "accuracy"
-    return patience > 0 and should_stop(values, patience, higher_is_better=higher)
+    if not patience or experiment.facts.extended:
+        return False
+    return should_stop(values, patience, higher_is_better=higher)
 
 
 class _Loop:
@@ -150,11 +173,13 @@ class _Loop:
         with contextlib.closing(self._feeder.feed(plan, first_call)) as feed:
             items = parallel.split(next(feed))
             for call in range(first_call, len(plan)):
+                started = time.perf_counter()
                 start, end = plan.first_step(call), plan.first_step(call + 1)
                 self.state, metrics = self._call(self.state, arrays, items, self._lr_scale())
                 if call + 1 < len(plan):
                     items = parallel.split(next(feed))
-                self._log(logger, start, end, jax.device_get(metrics))
+                metrics = jax.device_get(metrics)
+                self._log(logger, start, end, metrics, time.perf_counter() - started)
                 yield end
 
     def _lr_scale(self) -> float:
@@ -164,7 +189,9 @@ class _Loop:
         losses = [row["loss"] for row in self.history]
         return plateau_scale(losses, optimizer.patience, optimizer.decay_rate)
 
-    def _log(self, logger: Logger, start: int, end: int, metrics: dict[str, Any]) -> None:
+    def _log(
+        self, logger: Logger, start: int, end: int, metrics: dict[str, Any], seconds: float
+    ) -> None:
         plan = self.experiment.plan
         row = {name: float(value) for name, value in metrics.items()}
         if not all(map(_is_finite, row.values())):
@@ -175,20 +202,16 @@ class _Loop:
         schedule: Any = self.experiment.schedule
         rate = float(schedule(end - 1)) * self._lr_scale()
         where = {"step": end, "epoch": end / plan.steps_per_epoch}
-        images = (end - start) * plan.batch_size
-        logger.log_train({**where, **row, "learning_rate": rate}, end - start, images)
+        logger.log_train({**where, **row, "learning_rate": rate}, end - start, seconds)
 
-    def validate(self, step: int, logger: Logger) -> dict[str, float] | None:
-        """Measures the validation split, if there is one: the row it adds to the history."""
+    def validate(self, step: int) -> dict[str, float] | None:
+        """Measures the validation split and adds a row to the history; None without the split."""
         if self._evaluate is None:
             return None
         metrics, _ = self._evaluate(self.state.variables)
         epoch = step // self.experiment.plan.steps_per_epoch
-        row = {"step": step, "epoch": epoch, **metrics}
-        self.history.append(row)
-        shown = " · ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        logger.log_validation(row, f"epoch {epoch}: validation {shown}")
-        return row
+        self.history.append({"step": step, "epoch": epoch, **metrics})
+        return self.history[-1]
 
     def save_is_due(self, step: int) -> bool:
         """Whether the call that ends at `step` crossed a multiple of `checkpoint.every_steps`."""

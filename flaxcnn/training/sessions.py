@@ -18,13 +18,16 @@ def read_sessions(workdir: Workdir) -> list[dict[str, Any]]:
     return found if isinstance(found, list) else [found]
 
 
-def begin_session(workdir: Workdir) -> list[str]:
-    """Adds this session; returns what differs from the one before and may change bits."""
+def begin_session(workdir: Workdir) -> list[str] | None:
+    """Adds this session; returns what differs from the one before and may change bits.
+
+    None if there was none before.
+    """
     sessions = read_sessions(workdir)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     session = json.loads(json.dumps(environment() | {"started": started}))
     workdir.write("environment", [*sessions, session])
-    return compare_sessions(sessions[-1], session) if sessions else []
+    return compare_sessions(sessions[-1], session) if sessions else None
 
 
 def compare_sessions(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

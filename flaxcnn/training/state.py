@@ -83,9 +83,7 @@ def hash_tree(tree: Any) -> str:
             leaf = jax.random.key_data(leaf)
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(
-            memoryview(array.reshape(-1).view(np.uint8))
-        )  # the bytes themselves, not a copy
+        digest.update(array.reshape(-1).view(np.uint8).data)  # the bytes themselves, not a copy
     return digest.hexdigest()
 
 

@@ -3,8 +3,9 @@
 config.json (what was asked for), run.json (what was found: classes, normalisation, steps per
 call), splits.json (of a folder of images: which file is in which split), environment.json,
 metrics.jsonl, TensorBoard events, saved/ (the checkpoints; `checkpoints/` in older runs, a name
-that Colab's file browser has hidden, colabtools#621), and at the end predictions.npz (true_label,
-label and probability of every example), the pictures and result.json.
+that Colab's file browser has hidden, colabtools#621), and at the end predictions.npz (of every example
+true_label, label, -1 for none, probability, and path in the folder or index), the pictures and
+result.json.
 JSON files appear whole or not at all.
 """
 
@@ -27,7 +28,7 @@ class Workdir:
     """Names of the files of the run in `path`. Making one changes nothing on disk."""
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         older = self.path / "checkpoints"
         self.checkpoints = older if older.is_dir() else self.path / "saved"
         self.metrics = self.path / "metrics.jsonl"

@@ -21,7 +21,7 @@ from flaxcnn.layers import BatchNorm, Conv, conv, global_max_pool, max_pool
 from flaxcnn.layers.channels import spread_per_channel
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, run_block, run_stages
 from flaxcnn.models.residual import dense_uniform
 from flaxcnn.models.variant import Variant
 
@@ -126,8 +126,9 @@ class Airbench(Network):
             name = f"group{index + 1}"
             return ConvGroup(self.widths[index], self.residual, conv, norm, name=name)(x)
 
-        stages = {"whiten": whiten} | {
-            f"group{i + 1}": functools.partial(group, index=i) for i in range(len(self.widths))
+        stages = {"whiten": functools.partial(run_block, self, whiten)} | {
+            f"group{i + 1}": functools.partial(run_block, self, group, index=i)
+            for i in range(len(self.widths))
         }
         outputs = run_stages(self, images, stages)
         if self.features_only:

@@ -17,7 +17,7 @@ from flax.typing import Initializer
 from flaxcnn.layers import Conv, Dropout, adaptive_avg_pool, local_response_norm, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -130,7 +130,8 @@ class AlexNet(DenseHeadNetwork):
             "stage5": lambda x: conv(x, 5, 3, 1, 1),
             "pool5": pool,
         }
-        outputs = run_stages(self, images, stages)
+        blocks = {name: functools.partial(run_block, self, stages[name]) for name in stages}
+        outputs = run_stages(self, images, blocks)
         if self.features_only:
             return outputs
         return classify_maps(

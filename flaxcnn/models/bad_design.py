@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from flaxcnn.layers import Conv, max_pool
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -51,7 +51,8 @@ class BadDesign(Network):
             return nn.relu(conv(x))
 
         stages: dict[str, Any] = {
-            f"stage{i}": functools.partial(stage, index=i) for i in range(1, len(self.features) + 1)
+            f"stage{i}": functools.partial(run_block, self, stage, index=i)
+            for i in range(1, len(self.features) + 1)
         }
         stages["pool"] = functools.partial(max_pool, window_shape=(5, 5), strides=(2, 2), padding=1)
         outputs = run_stages(self, images, stages)
@@ -86,7 +87,8 @@ class PyramidCNN(Network):
             return max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
 
         stages = {
-            f"stage{i}": functools.partial(stage, index=i) for i in range(1, len(self.features) + 1)
+            f"stage{i}": functools.partial(run_block, self, stage, index=i)
+            for i in range(1, len(self.features) + 1)
         }
         outputs = run_stages(self, images, stages)
         if self.features_only:

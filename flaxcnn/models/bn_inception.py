@@ -23,7 +23,7 @@ from flaxcnn.layers import (
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -126,14 +126,16 @@ class BNInception(Network):
                 x = max_pool(x, (3, 3), (2, 2), ceil_mode=True)
             for module in STAGES[name]:
                 *features, pool, project = MODULES[module]
-                x = DoubleInception(
+                block = DoubleInception(
                     (*features, project), pool, unit, self.se_reduction, name=module
-                )(x)
+                )
+                x = run_block(self, block, x)
             return x
 
-        stages = {"stage1": stage1, "stage2": stage2} | {
-            name: functools.partial(stage, name=name) for name in STAGES
-        }
+        stages = {
+            "stage1": functools.partial(run_block, self, stage1),
+            "stage2": functools.partial(run_block, self, stage2),
+        } | {name: functools.partial(stage, name=name) for name in STAGES}
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs

@@ -16,7 +16,7 @@ from flax import linen as nn
 from flaxcnn.layers import BatchNorm, Conv, Dropout, DropPath, global_avg_pool, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.residual import drop_rate
 from flaxcnn.models.variant import Variant
 
@@ -62,7 +62,8 @@ class Darknet19(Network):
             return x
 
         stages = {
-            f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(self.depths))
+            f"stage{i + 1}": functools.partial(run_block, self, stage, index=i)
+            for i in range(len(self.depths))
         }
         outputs = run_stages(self, images, stages)
         if self.features_only:
@@ -122,16 +123,22 @@ class Darknet53(Network):
             x = layers["conv"](features, 3, stride, padding=1, name=f"{name}_conv")(x)
             return layers["activate"](layers["norm"](name=f"{name}_bn")(x))
 
+        def block(x: Array, index: int, i: int) -> Array:
+            name = f"stage{index + 1}_block{i + 1}"
+            rate = drop_rate(self.drop_path, self.depths, index, i)
+            drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
+            return DarkBlock(**layers, drop=functools.partial(drop, train=train), name=name)(x)
+
         def stage(x: Array, index: int) -> Array:
-            x = convolve(x, self.features * 2 ** (index + 1), 2, f"stage{index + 1}_down")
+            features = self.features * 2 ** (index + 1)
+            name = f"stage{index + 1}_down"
+            x = run_block(self, convolve, x, features=features, stride=2, name=name)
             for i in range(self.depths[index]):
-                name = f"stage{index + 1}_block{i + 1}"
-                rate = drop_rate(self.drop_path, self.depths, index, i)
-                drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
-                x = DarkBlock(**layers, drop=functools.partial(drop, train=train), name=name)(x)
+                x = run_block(self, block, x, index=index, i=i)
             return x
 
-        stages = {"stem": lambda x: convolve(x, self.features, 1, "stem")} | {
+        stem = functools.partial(convolve, features=self.features, stride=1, name="stem")
+        stages = {"stem": functools.partial(run_block, self, stem)} | {
             f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(self.depths))
         }
         outputs = run_stages(self, images, stages)

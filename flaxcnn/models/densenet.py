@@ -16,7 +16,7 @@ from flaxcnn.layers import BatchNorm, Conv, Dropout, avg_pool, max_pool
 from flaxcnn.layers.fusion import compute_gradient_once
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -68,7 +68,7 @@ class DenseNet(Network):
     """DenseNet-BC: [N, H, W, C] -> float32 logits [N, num_classes].
 
     The output of a stage is that of its dense block, before the transition; the last one's goes
-    through the network's last BatchNorm and ReLU.
+    through the network's last BatchNorm and ReLU. The stem's is that before its pooling.
 
     Attributes:
       depths: layers in each dense block.
@@ -111,18 +111,22 @@ class DenseNet(Network):
 
         def stem(x: Array) -> Array:
             x = conv(self.stem_features, 7, 2, padding=3, name="stem_conv")(x)
-            return max_pool(nn.relu(norm(name="stem_bn")(x)), (3, 3), (2, 2), 1)
+            return nn.relu(norm(name="stem_bn")(x))
 
         def stage(x: Array, index: int) -> Array:
-            if index > 0:
+            if index == 0:
+                x = max_pool(x, (3, 3), (2, 2), 1)
+            else:
                 features = int(x.shape[-1] * self.compression)
-                x = Transition(features, **choices, name=f"transition{index}")(x)
+                transition = Transition(features, **choices, name=f"transition{index}")
+                x = run_block(self, transition, x)
             for i in range(self.depths[index]):
                 name = f"stage{index + 1}_layer{i + 1}"
-                x = DenseLayer(self.growth, self.bottleneck, **choices, name=name)(x)
+                layer = DenseLayer(self.growth, self.bottleneck, **choices, name=name)
+                x = run_block(self, layer, x)
             return nn.relu(norm(name="final_bn")(x)) if index == blocks - 1 else x
 
-        stages = {"stem": stem} | {
+        stages = {"stem": functools.partial(run_block, self, stem)} | {
             f"stage{i + 1}": functools.partial(stage, index=i) for i in range(blocks)
         }
         outputs = run_stages(self, images, stages)

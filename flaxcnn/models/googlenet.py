@@ -27,7 +27,7 @@ from flaxcnn.layers import (
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images, normalize_to_one
-from flaxcnn.models.network import Network, Outputs, classify, run_stages
+from flaxcnn.models.network import Network, Outputs, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -106,7 +106,7 @@ class GoogLeNet(Network):
     """GoogLeNet: [N, H, W, C] -> float32 logits [N, num_classes].
 
     Attributes:
-      batch_norm: BatchNorm after every convolution, in the place of biases and of local response
+      batch_norm: BatchNorm after every convolution, instead of biases and of local response
         normalisation.
       large_kernel: of the third branch of a module, 5 in the paper and 3 in torchvision.
       last_pool: window of the last maximum, 3 in the paper and 2 in torchvision.
@@ -186,14 +186,15 @@ class GoogLeNet(Network):
             window = self.last_pool if index == 5 else 3
             x = max_pool(x, (window, window), (2, 2), ceil_mode=True)
             for name in (n for n in MODULES if n.startswith(f"inception_{index}")):
-                x = Inception(MODULES[name], self.large_kernel, unit, name=name)(x)
+                x = run_block(self, Inception(MODULES[name], self.large_kernel, unit, name=name), x)
                 if runs_heads and name in HEADS:
                     run_head(x, HEADS[name])
             return x
 
-        stages = {"stage1": stem, "stage2": stage2} | {
-            f"stage{i}": functools.partial(stage, index=i) for i in (3, 4, 5)
-        }
+        stages = {
+            "stage1": functools.partial(run_block, self, stem),
+            "stage2": functools.partial(run_block, self, stage2),
+        } | {f"stage{i}": functools.partial(stage, index=i) for i in (3, 4, 5)}
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs

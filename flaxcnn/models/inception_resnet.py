@@ -18,7 +18,7 @@ from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
 from flaxcnn.models.inception_v4 import STEM as STEM_V4
 from flaxcnn.models.inception_v4 import Branches, start_stem
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.residual import drop_rate
 from flaxcnn.models.variant import Variant
 
@@ -118,21 +118,24 @@ class InceptionResNet(Network):
         )
         unit = functools.partial(ConvUnit, conv=conv, norm=norm)
 
+        def block(x: Array, kind: int, i: int, layout: str) -> Array:
+            name = f"block_{'abc'[kind]}{i + 1}"
+            rate = drop_rate(self.drop_path, self.depths, kind, i)
+            drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
+            last = self.plan == "v2" and kind == 2 and i == self.depths[2] - 1
+            return ResidualBlock(
+                layout,
+                scale=1.0 if last else self.scales[kind],
+                activate=not last,
+                unit=unit,
+                conv=conv,
+                drop=functools.partial(drop, train=train),
+                name=name,
+            )(x)
+
         def blocks(x: Array, kind: int, layout: str) -> Array:
             for i in range(self.depths[kind]):
-                name = f"block_{'abc'[kind]}{i + 1}"
-                rate = drop_rate(self.drop_path, self.depths, kind, i)
-                drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
-                last = self.plan == "v2" and kind == 2 and i == self.depths[2] - 1
-                x = ResidualBlock(
-                    layout,
-                    scale=1.0 if last else self.scales[kind],
-                    activate=not last,
-                    unit=unit,
-                    conv=conv,
-                    drop=functools.partial(drop, train=train),
-                    name=name,
-                )(x)
+                x = run_block(self, block, x, kind=kind, i=i, layout=layout)
             return x
 
         def stem_middle(x: Array) -> Array:
@@ -146,24 +149,25 @@ class InceptionResNet(Network):
             if self.plan == "v1":  # figure 14
                 x = unit(256, 3, 2, name="stem_conv6")(x)
             elif self.plan == "v2_paper":  # figure 3
-                x = Branches(STEM_V4[1], unit, name="stem_mixed2")(x)
-                x = Branches(STEM_V4[2], unit, name="stem_mixed3")(x)
+                x = run_block(self, Branches(STEM_V4[1], unit, name="stem_mixed2"), x)
+                x = run_block(self, Branches(STEM_V4[2], unit, name="stem_mixed3"), x)
             else:
-                x = Branches(STEM_V2, unit, name="stem_mixed")(max_pool(x, (3, 3), (2, 2)))
+                x = max_pool(x, (3, 3), (2, 2))
+                x = run_block(self, Branches(STEM_V2, unit, name="stem_mixed"), x)
             return blocks(x, 0, plan.block_a)
 
         def stage_b(x: Array) -> Array:
-            x = Branches(plan.reduction_a, unit, name="reduction_a")(x)
+            x = run_block(self, Branches(plan.reduction_a, unit, name="reduction_a"), x)
             return blocks(x, 1, plan.block_b)
 
         def stage_c(x: Array) -> Array:
-            x = Branches(plan.reduction_b, unit, name="reduction_b")(x)
+            x = run_block(self, Branches(plan.reduction_b, unit, name="reduction_b"), x)
             x = blocks(x, 2, plan.block_c)
             return unit(1536, 1, name="head_conv")(x) if self.plan == "v2" else x
 
         stages = {
-            "stem_start": functools.partial(start_stem, unit=unit),
-            "stem_middle": stem_middle,
+            "stem_start": functools.partial(run_block, self, start_stem, unit=unit),
+            "stem_middle": functools.partial(run_block, self, stem_middle),
             "blocks_a": stage_a,
             "blocks_b": stage_b,
             "blocks_c": stage_c,

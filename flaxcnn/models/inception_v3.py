@@ -17,7 +17,7 @@ from flaxcnn.layers import BatchNorm, Conv, avg_pool, global_avg_pool, max_pool
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images, normalize_to_one
-from flaxcnn.models.network import Network, Outputs, classify, run_stages
+from flaxcnn.models.network import Network, Outputs, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -215,14 +215,16 @@ class InceptionV3(Network):
             if name == "stage3":
                 x = max_pool(x, (3, 3), (2, 2))
             for module in (m for m in MODULES if m.startswith(PREFIXES[name])):
-                x = Mixed(MODULES[module], unit, self.count_border, name=module)(x)
+                mixed = Mixed(MODULES[module], unit, self.count_border, name=module)
+                x = run_block(self, mixed, x)
             if name == "stage4" and runs_head:
                 run_head(x)
             return x
 
-        stages = {"stage1": stage1, "stage2": stage2} | {
-            name: functools.partial(stage, name=name) for name in PREFIXES
-        }
+        stages = {
+            "stage1": functools.partial(run_block, self, stage1),
+            "stage2": functools.partial(run_block, self, stage2),
+        } | {name: functools.partial(stage, name=name) for name in PREFIXES}
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs

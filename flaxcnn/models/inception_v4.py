@@ -17,7 +17,7 @@ from flaxcnn.layers import BatchNorm, Conv, avg_pool, max_pool
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -119,25 +119,28 @@ class InceptionV4(Network):
 
         def modules(x: Array, kind: str, layout: str, depth: int) -> Array:
             for i in range(depth):
-                x = Branches(layout, unit, name=f"inception_{kind}{i + 1}")(x)
+                module = Branches(layout, unit, name=f"inception_{kind}{i + 1}")
+                x = run_block(self, module, x)
             return x
 
         def stage_a(x: Array) -> Array:
-            x = Branches(STEM[1], unit, name="stem_mixed2")(x)
-            x = Branches(STEM[2], unit, name="stem_mixed3")(x)
+            x = run_block(self, Branches(STEM[1], unit, name="stem_mixed2"), x)
+            x = run_block(self, Branches(STEM[2], unit, name="stem_mixed3"), x)
             return modules(x, "a", INCEPTION_A, a)
 
         def stage_b(x: Array) -> Array:
-            x = Branches(REDUCTION_A, unit, name="reduction_a")(x)
+            x = run_block(self, Branches(REDUCTION_A, unit, name="reduction_a"), x)
             return modules(x, "b", INCEPTION_B, b)
 
         def stage_c(x: Array) -> Array:
-            x = Branches(REDUCTION_B, unit, name="reduction_b")(x)
+            x = run_block(self, Branches(REDUCTION_B, unit, name="reduction_b"), x)
             return modules(x, "c", INCEPTION_C, c)
 
         stages = {
-            "stem_start": functools.partial(start_stem, unit=unit),
-            "stem_middle": Branches(STEM[0], unit, name="stem_mixed1"),
+            "stem_start": functools.partial(run_block, self, start_stem, unit=unit),
+            "stem_middle": functools.partial(
+                run_block, self, Branches(STEM[0], unit, name="stem_mixed1")
+            ),
             "inception_a": stage_a,
             "inception_b": stage_b,
             "inception_c": stage_c,

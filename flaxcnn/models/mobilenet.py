@@ -15,7 +15,7 @@ from flax import linen as nn
 from flaxcnn.layers import BatchNorm, Conv
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -62,6 +62,8 @@ class SeparableBlock(nn.Module):
 class MobileNet(Network):
     """MobileNet: [N, H, W, C] -> float32 logits [N, num_classes].
 
+    The stages that `features_only` returns are timm's, the last blocks of each resolution.
+
     Attributes:
       width: the width multiplier alpha; channels are rounded down.
       padding: of the 3x3 convolutions with stride 2. "same": as in TF-slim, the odd zero at the
@@ -102,9 +104,11 @@ class MobileNet(Network):
             return activation(norm(name="stem_bn")(x))
 
         def stage(x: Array, index: int) -> Array:
+            if index == 0:
+                x = run_block(self, stem, x)
             first = sum(map(len, STAGES[:index])) + 1
             for number, (features, stride) in enumerate(STAGES[index], first):
-                x = SeparableBlock(
+                block = SeparableBlock(
                     int(features * self.width),
                     stride,
                     padding if stride == 2 else 1,
@@ -112,12 +116,11 @@ class MobileNet(Network):
                     conv,
                     norm,
                     name=f"block{number}",
-                )(x)
+                )
+                x = run_block(self, block, x)
             return x
 
-        stages = {"stem": stem} | {
-            f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(STAGES))
-        }
+        stages = {f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(STAGES))}
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs

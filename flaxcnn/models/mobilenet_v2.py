@@ -15,7 +15,7 @@ from flaxcnn.layers import BatchNorm, Conv, DropPath
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
 from flaxcnn.models.mobilenet import slim_normal
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -30,6 +30,7 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+RESOLUTIONS = ((0,), (1,), (2,), (3, 4), (5, 6))  # the stages of each; the last is put out
 
 
 class InvertedResidual(nn.Module):
@@ -62,6 +63,8 @@ class InvertedResidual(nn.Module):
 
 class MobileNetV2(Network):
     """MobileNetV2: [N, H, W, C] -> float32 logits [N, num_classes].
+
+    The stages that `features_only` returns are timm's, the last of each resolution.
 
     Attributes:
       width: the width multiplier; channels are rounded to multiples of 8, and those of the last
@@ -101,27 +104,34 @@ class MobileNetV2(Network):
             x = conv(features, 3, 2, padding, name="stem_conv")(x)
             return nn.relu6(norm(name="stem_bn")(x))
 
-        def stage(x: Array, index: int) -> Array:
-            expansion, features, repeats, stride = STAGES[index]
-            for i in range(repeats):
-                depth = sum(repeats for _, _, repeats, _ in STAGES[:index]) + i
-                name = f"stage{index + 1}_block{i + 1}"
-                rate = self.drop_path * depth / (blocks - 1)
-                drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
-                x = InvertedResidual(
-                    features=round_to_eight(features * self.width),
-                    expansion=expansion,
-                    stride=stride if i == 0 else 1,
-                    padding=padding,
-                    conv=conv,
-                    norm=norm,
-                    drop=functools.partial(drop, train=train),
-                    name=name,
-                )(x)
+        def block(x: Array, index: int, i: int) -> Array:
+            expansion, features, _, stride = STAGES[index]
+            depth = sum(repeats for _, _, repeats, _ in STAGES[:index]) + i
+            name = f"stage{index + 1}_block{i + 1}"
+            rate = self.drop_path * depth / (blocks - 1)
+            drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
+            return InvertedResidual(
+                features=round_to_eight(features * self.width),
+                expansion=expansion,
+                stride=stride if i == 0 else 1,
+                padding=padding,
+                conv=conv,
+                norm=norm,
+                drop=functools.partial(drop, train=train),
+                name=name,
+            )(x)
+
+        def resolution(x: Array, indices: tuple[int, ...]) -> Array:
+            if 0 in indices:
+                x = run_block(self, stem, x)
+            for index in indices:
+                for i in range(STAGES[index][2]):
+                    x = run_block(self, block, x, index=index, i=i)
             return x
 
-        stages = {"stem": stem} | {
-            f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(STAGES))
+        stages = {
+            f"stage{indices[-1] + 1}": functools.partial(resolution, indices=indices)
+            for indices in RESOLUTIONS
         }
         outputs = run_stages(self, images, stages)
         if self.features_only:

@@ -26,7 +26,7 @@ from flaxcnn.models.nasnet_cell import (
     depthwise_he_normal,
     he_normal,
 )
-from flaxcnn.models.network import Network, Outputs, run_stages
+from flaxcnn.models.network import Network, Outputs, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -98,7 +98,7 @@ class NASNet(Network):
             module = Cell(
                 features, reduces, relation, self.border, conv, norm, pair, drop, name=name
             )
-            y = module(x, x if older is None else older)
+            y = run_block(self, module, x, x if older is None else older)
             older = older if keep else x
             relation = "reduce" if reduces else "project"
             return y
@@ -121,7 +121,7 @@ class NASNet(Network):
                 x = cell(x, features, f"stage{index}_cell{i + 1}", reduces=False)
             return nn.relu(x) if index == 4 else x
 
-        stages = {"stem": stem} | {
+        stages = {"stem": functools.partial(run_block, self, stem)} | {
             f"stage{i}": functools.partial(stage, index=i) for i in range(1, 5)
         }
         outputs = run_stages(self, images, stages)

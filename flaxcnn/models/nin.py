@@ -16,7 +16,7 @@ from flax import linen as nn
 from flaxcnn.layers import Conv, Dropout, avg_pool, global_avg_pool, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -76,7 +76,8 @@ class NiN(Network):
             return x
 
         stages: dict[str, Any] = {
-            f"stage{i}": functools.partial(stage, index=i) for i in range(1, len(self.blocks) + 1)
+            f"stage{i}": functools.partial(run_block, self, stage, index=i)
+            for i in range(1, len(self.blocks) + 1)
         }
         outputs = run_stages(self, images, stages)
         if self.features_only:

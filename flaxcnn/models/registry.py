@@ -97,9 +97,9 @@ def variant(name: str) -> Variant:
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """Makes the named network, with `kwargs` in the place of its own arguments.
+    """Makes the named network, with `kwargs` instead of its own arguments.
 
-    Every network takes `num_classes` (0: features in the place of logits), `dtype` (of the
+    Every network takes `num_classes` (0: features instead of logits), `dtype` (of the
     computation; parameters and logits stay float32) and `axis_name` (the `pmap` axis over which
     batch statistics are global); those from AlexNet on also `features_only` and `out_indices` (see
     `Network`). Lists, as a JSON file has them, become tuples, so that every network hashes. Raises

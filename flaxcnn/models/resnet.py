@@ -14,7 +14,7 @@ from flax import linen as nn
 from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.residual import (
     BasicBlock,
     Bottleneck,
@@ -30,6 +30,8 @@ Array = jax.Array
 
 class ResNet(Network):
     """ResNet: [N, H, W, C] -> float32 logits [N, num_classes].
+
+    The output of the stem is that before its pooling, with which the first stage begins.
 
     Attributes:
       depths: blocks in each stage; from stage to stage maps halve and channels double.
@@ -78,39 +80,41 @@ class ResNet(Network):
         def stem(x: Array) -> Array:
             size, stride, border = (3, 1, 1) if self.cifar else (7, 2, 3)
             x = conv(self.features, size, stride, padding=border, name="stem_conv")(x)
-            x = nn.relu(norm(name="stem_bn")(x))
-            if self.cifar:
-                return x
-            border = 0 if self.ceil_pool else 1
-            return max_pool(x, (3, 3), (2, 2), border, self.ceil_pool)
+            return nn.relu(norm(name="stem_bn")(x))
+
+        def block(x: Array, index: int, i: int) -> Array:
+            name = f"stage{index + 1}_block{i + 1}"
+            rate = drop_rate(self.drop_path, self.depths, index, i)
+            drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
+            features = self.features * 2**index
+            common = {
+                "stride": 2 if i == 0 and index > 0 else 1,
+                "shortcut": self.shortcut,
+                "conv": conv,
+                "norm": norm,
+                "drop": functools.partial(drop, train=train),
+                "se_reduction": self.se_reduction,
+                "name": name,
+            }
+            if not self.bottleneck:
+                return BasicBlock(features, **common)(x)
+            bottleneck = Bottleneck(
+                4 * features,
+                width=features * self.group_width // 64 * self.groups,
+                groups=self.groups,
+                stride_first=self.stride_first,
+                **common,
+            )
+            return bottleneck(x)
 
         def stage(x: Array, index: int) -> Array:
+            if index == 0 and not self.cifar:
+                x = max_pool(x, (3, 3), (2, 2), 0 if self.ceil_pool else 1, self.ceil_pool)
             for i in range(self.depths[index]):
-                name = f"stage{index + 1}_block{i + 1}"
-                rate = drop_rate(self.drop_path, self.depths, index, i)
-                drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
-                block = functools.partial(
-                    Bottleneck if self.bottleneck else BasicBlock,
-                    stride=2 if i == 0 and index > 0 else 1,
-                    shortcut=self.shortcut,
-                    conv=conv,
-                    norm=norm,
-                    drop=functools.partial(drop, train=train),
-                    se_reduction=self.se_reduction,
-                    name=name,
-                )
-                features = self.features * 2**index
-                if self.bottleneck:
-                    block = functools.partial(
-                        block,
-                        width=features * self.group_width // 64 * self.groups,
-                        groups=self.groups,
-                        stride_first=self.stride_first,
-                    )
-                x = block(4 * features if self.bottleneck else features)(x)
+                x = run_block(self, block, x, index=index, i=i)
             return x
 
-        stages = {"stem": stem} | {
+        stages = {"stem": functools.partial(run_block, self, stem)} | {
             f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(self.depths))
         }
         outputs = run_stages(self, images, stages)

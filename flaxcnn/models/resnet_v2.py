@@ -14,7 +14,7 @@ from flax import linen as nn
 from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.residual import dense_uniform, drop_rate, he_normal
 from flaxcnn.models.resnet import DEPTHS
 from flaxcnn.models.variant import Variant
@@ -60,6 +60,8 @@ class PreActivationBottleneck(nn.Module):
 class ResNetV2(Network):
     """ResNetV2: [N, H, W, C] -> float32 logits [N, num_classes].
 
+    The output of the stem is that before its pooling, with which the first stage begins.
+
     Attributes:
       depths: blocks in each stage; from stage to stage maps halve and channels double.
       features: channels of the stem, a quarter of those of the first stage.
@@ -98,34 +100,37 @@ class ResNetV2(Network):
         )
 
         def stem(x: Array) -> Array:
-            x = conv(self.features, 7, 2, padding=3, use_bias=self.use_bias, name="stem_conv")(x)
-            if self.zero_border:
-                return max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
-            return max_pool(x, (3, 3), (2, 2), 1)
+            return conv(self.features, 7, 2, padding=3, use_bias=self.use_bias, name="stem_conv")(x)
+
+        def block(x: Array, index: int, i: int) -> Array:
+            if self.stride_last:
+                shrinks = i == self.depths[index] - 1 and index < len(self.depths) - 1
+            else:
+                shrinks = i == 0 and index > 0
+            name = f"stage{index + 1}_block{i + 1}"
+            rate = drop_rate(self.drop_path, self.depths, index, i)
+            drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
+            return PreActivationBottleneck(
+                4 * self.features * 2**index,
+                stride=2 if shrinks else 1,
+                project=i == 0,
+                conv=conv,
+                norm=norm,
+                drop=functools.partial(drop, train=train),
+                use_bias=self.use_bias,
+                name=name,
+            )(x)
 
         def stage(x: Array, index: int) -> Array:
-            depth, stages = self.depths[index], len(self.depths)
-            for i in range(depth):
-                if self.stride_last:
-                    shrinks = i == depth - 1 and index < stages - 1
-                else:
-                    shrinks = i == 0 and index > 0
-                name = f"stage{index + 1}_block{i + 1}"
-                rate = drop_rate(self.drop_path, self.depths, index, i)
-                drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
-                x = PreActivationBottleneck(
-                    4 * self.features * 2**index,
-                    stride=2 if shrinks else 1,
-                    project=i == 0,
-                    conv=conv,
-                    norm=norm,
-                    drop=functools.partial(drop, train=train),
-                    use_bias=self.use_bias,
-                    name=name,
-                )(x)
+            if index == 0 and self.zero_border:
+                x = max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+            elif index == 0:
+                x = max_pool(x, (3, 3), (2, 2), 1)
+            for i in range(self.depths[index]):
+                x = run_block(self, block, x, index=index, i=i)
             return x
 
-        stages = {"stem": stem} | {
+        stages = {"stem": functools.partial(run_block, self, stem)} | {
             f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(self.depths))
         }
         outputs = run_stages(self, images, stages)

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.residual import Bottleneck, dense_uniform, drop_rate, he_normal
 from flaxcnn.models.resnet import DEPTHS, ResNet
 from flaxcnn.models.variant import Variant
@@ -60,31 +60,36 @@ class SENet(Network):
             for i, (features, stride) in enumerate(((half, 2), (half, 1), (2 * half, 1)), 1):
                 x = conv(features, 3, stride, padding=1, name=f"stem_conv{i}")(x)
                 x = nn.relu(norm(name=f"stem_bn{i}")(x))
-            return max_pool(x, (3, 3), (2, 2), 0 if self.ceil_pool else 1, self.ceil_pool)
-
-        def stage(x: Array, index: int) -> Array:
-            features = self.features * 2**index
-            for i in range(self.depths[index]):
-                name = f"stage{index + 1}_block{i + 1}"
-                rate = drop_rate(self.drop_path, self.depths, index, i)
-                drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
-                x = Bottleneck(
-                    features,
-                    width=features,
-                    stride=2 if i == 0 and index > 0 else 1,
-                    shortcut="project",
-                    conv=conv,
-                    norm=norm,
-                    drop=functools.partial(drop, train=train),
-                    groups=self.groups,
-                    se_reduction=self.se_reduction,
-                    reduced=features // 2,
-                    shortcut_size=3,
-                    name=name,
-                )(x)
             return x
 
-        stages = {"stem": stem} | {
+        def block(x: Array, index: int, i: int) -> Array:
+            features = self.features * 2**index
+            name = f"stage{index + 1}_block{i + 1}"
+            rate = drop_rate(self.drop_path, self.depths, index, i)
+            drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
+            return Bottleneck(
+                features,
+                width=features,
+                stride=2 if i == 0 and index > 0 else 1,
+                shortcut="project",
+                conv=conv,
+                norm=norm,
+                drop=functools.partial(drop, train=train),
+                groups=self.groups,
+                se_reduction=self.se_reduction,
+                reduced=features // 2,
+                shortcut_size=3,
+                name=name,
+            )(x)
+
+        def stage(x: Array, index: int) -> Array:
+            if index == 0:
+                x = max_pool(x, (3, 3), (2, 2), 0 if self.ceil_pool else 1, self.ceil_pool)
+            for i in range(self.depths[index]):
+                x = run_block(self, block, x, index=index, i=i)
+            return x
+
+        stages = {"stem": functools.partial(run_block, self, stem)} | {
             f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(self.depths))
         }
         outputs = run_stages(self, images, stages)

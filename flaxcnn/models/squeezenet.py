@@ -16,7 +16,7 @@ from flax import linen as nn
 from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_stages
+from flaxcnn.models.network import Network, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -96,10 +96,11 @@ class SqueezeNet(Network):
                 elif self.bypass == "complex":
                     shortcut = "project"
                 squeeze = int(self.squeeze_ratio * features)
-                x = Fire(squeeze, features // 2, shortcut, conv, name=f"fire{i + 2}")(x)
+                fire = Fire(squeeze, features // 2, shortcut, conv, name=f"fire{i + 2}")
+                x = run_block(self, fire, x)
             return x
 
-        stages = {"stem": stem} | {
+        stages = {"stem": functools.partial(run_block, self, stem)} | {
             f"stage{i + 1}": functools.partial(stage, index=i) for i in range(len(self.fires))
         }
         outputs = run_stages(self, images, stages)

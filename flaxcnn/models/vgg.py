@@ -21,7 +21,7 @@ from flaxcnn.models.alexnet import (
 )
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import run_stages
+from flaxcnn.models.network import run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -82,7 +82,8 @@ class VGG(DenseHeadNetwork, kw_only=True):
             return x
 
         stages: dict[str, Any] = {
-            f"stage{i}": functools.partial(stage, index=i) for i in range(1, len(self.kernels) + 1)
+            f"stage{i}": functools.partial(run_block, self, stage, index=i)
+            for i in range(1, len(self.kernels) + 1)
         }
         outputs = run_stages(self, images, stages | {f"pool{len(stages)}": pool})
         if self.features_only:

@@ -19,7 +19,7 @@ from flaxcnn.layers import (
 )
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_stages
+from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -125,12 +125,16 @@ class Xception(Network):
             )(x)
 
         def entry(x: Array, index: int) -> Array:
-            return block(x, index, ENTRY[index], 2, f"entry_block{index + 1}")
+            name = f"entry_block{index + 1}"
+            return run_block(
+                self, block, x, index=index, features=ENTRY[index], stride=2, name=name
+            )
 
         def middle(x: Array) -> Array:
             x = entry(x, 2)
             for i in range(self.middle_blocks):
-                x = block(x, len(ENTRY) + i, MIDDLE, 1, f"middle_block{i + 1}")
+                index, name = len(ENTRY) + i, f"middle_block{i + 1}"
+                x = run_block(self, block, x, index=index, features=MIDDLE, stride=1, name=name)
             return x
 
         def last(x: Array) -> Array:
@@ -141,11 +145,11 @@ class Xception(Network):
             return x
 
         stages = {
-            "stem": stem,
+            "stem": functools.partial(run_block, self, stem),
             "entry1": functools.partial(entry, index=0),
             "entry2": functools.partial(entry, index=1),
             "middle": middle,
-            "exit": last,
+            "exit": functools.partial(run_block, self, last),
         }
         outputs = run_stages(self, images, stages)
         if self.features_only:

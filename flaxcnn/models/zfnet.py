@@ -21,7 +21,7 @@ from flaxcnn.models.alexnet import (
 )
 from flaxcnn.models.deviation import Deviation
 from flaxcnn.models.images import check_images
-from flaxcnn.models.network import run_stages
+from flaxcnn.models.network import run_block, run_stages
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -67,7 +67,8 @@ class ZFNet(DenseHeadNetwork):
             "stage5": lambda x: conv(x, 5, 3, 1, 1),
             "pool5": pool,
         }
-        outputs = run_stages(self, images, stages)
+        blocks = {name: functools.partial(run_block, self, stages[name]) for name in stages}
+        outputs = run_stages(self, images, blocks)
         if self.features_only:
             return outputs
         hidden = functools.partial(nn.Dense, kernel_init=normal)

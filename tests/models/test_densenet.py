@@ -25,7 +25,7 @@ def test_smallest_image():
 def test_stages_are_dense_blocks():
     stages = feature_info(create_model("densenet121", **SMALL), (224, 224, 3))
     assert [stage.channels for stage in stages] == [16, 24, 20, 18, 17]
-    assert [stage.stride for stage in stages] == [4, 4, 8, 16, 32]
+    assert [stage.stride for stage in stages] == [2, 4, 8, 16, 32]
 
 
 def test_dropout_follows_every_convolution_but_the_first():

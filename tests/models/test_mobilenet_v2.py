@@ -17,7 +17,7 @@ def test_one_pixel_is_enough():
     """A narrow network whose blocks keep shape with stride 2 on 1x1 maps adds no shortcut there."""
     images = np.ones((1, 1, 1, 3), np.float32)
     model, variables = draw_network(
-        "mobilenet_v2", images, width=0.35, features_only=True, out_indices=(1, 2)
+        "mobilenet_v2", images, width=0.35, features_only=True, out_indices=(0, 1)
     )
     before = variables["params"]["stage2_block1"]["project_bn"]
     assert (
@@ -35,7 +35,7 @@ def test_one_pixel_is_enough():
 def test_drop_path_is_for_training():
     images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
     plain, variables = draw_network(
-        "mobilenet_v2", images, width=0.35, features_only=True, out_indices=(3,)
+        "mobilenet_v2", images, width=0.35, features_only=True, out_indices=(2,)
     )
     noisy = plain.clone(drop_path=0.9)
 

@@ -1,11 +1,19 @@
 """The stages of a network that can be asked for, and what is refused."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 import flaxcnn
 from flaxcnn.errors import UserError
+from flaxcnn.models import variant
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+TIMM = json.loads((REFERENCE / "timm_features.json").read_text())
+SHALLOW = ("mobilenetv1_100", "mobilenetv2_050", "resnet18")
 
 IMAGES = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
 
@@ -53,3 +61,12 @@ def test_feature_info_lists_only_the_wanted_stages():
 def test_a_network_without_stages_has_no_feature_info():
     with pytest.raises(UserError, match="^LeNet5 has no stages to list$"):
         flaxcnn.feature_info(flaxcnn.create_model("lenet5_1998"), (28, 28, 1))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SHALLOW else [pytest.mark.zoo]) for n in TIMM]
+)
+def test_stages_are_timm_s(name):
+    features = flaxcnn.feature_info(flaxcnn.create_model(name), variant(name).input_shape)
+    assert [feature.channels for feature in features] == TIMM[name]["channels"]
+    assert [feature.stride for feature in features] == TIMM[name]["reduction"]

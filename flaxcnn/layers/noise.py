@@ -7,6 +7,7 @@ All noise is drawn in float32. Noisy integers are float32.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from flaxcnn.errors import UserError
-from flaxcnn.layers.pool import mean_dtype
+from flaxcnn.layers.dtypes import mean_dtype, promote
 
 Array = jax.Array
 
@@ -65,7 +66,7 @@ class Dropout(nn.Module):
         shape = tuple(1 if axis in shared else size for axis, size in enumerate(x.shape))
         key = self.make_rng(self.rng_collection) if rng is None else rng
         kept = _draw(self, key, x, shape, functools.partial(_bernoulli, 1 - self.rate), 0 in shared)
-        return jnp.where(kept, x / (1 - self.rate), 0)
+        return jnp.where(kept, x.astype(mean_dtype(x)) / (1 - self.rate), 0)
 
 
 class DropPath(nn.Module):
@@ -87,7 +88,7 @@ class DropPath(nn.Module):
             return x
         keep, shape = 1 - self.rate, (x.shape[0], *(1 for _ in x.shape[1:]))
         kept = _draw(self, self.make_rng("dropout"), x, shape, functools.partial(_bernoulli, keep))
-        return jnp.where(kept, x / keep, 0)
+        return jnp.where(kept, x.astype(mean_dtype(x)) / keep, 0)
 
 
 class GaussianDropout(nn.Module):
@@ -108,7 +109,7 @@ class GaussianDropout(nn.Module):
             return x
         std = (self.rate / (1 - self.rate)) ** 0.5
         noise = _draw(self, self.make_rng("dropout"), x, x.shape, jax.random.normal)
-        wide = jnp.promote_types(x.dtype, noise.dtype)
+        wide = promote(x.dtype, noise.dtype)
         y = x.astype(wide) * (1 + std * noise).astype(wide)
         return y.astype(mean_dtype(x))
 
@@ -130,7 +131,7 @@ class GaussianNoise(nn.Module):
         if not train or self.std == 0:
             return x
         noise = _draw(self, self.make_rng("dropout"), x, x.shape, jax.random.normal)
-        wide = jnp.promote_types(x.dtype, noise.dtype)
+        wide = promote(x.dtype, noise.dtype)
         return (x.astype(wide) + (self.std * noise).astype(wide)).astype(mean_dtype(x))
 
 
@@ -170,5 +171,6 @@ def _draw(
     axes = zip(jax.typeof(x).sharding.spec, x.shape, shape, strict=True)
     spec = PartitionSpec(*(name if size == drawn else None for name, size, drawn in axes))
     if any(spec):
-        draw_examples = jax.sharding.auto_axes(draw_examples, out_sharding=spec)
+        divided: Any = jax.sharding.auto_axes(draw_examples, out_sharding=spec)
+        return divided(key, positions)
     return draw_examples(key, positions)

@@ -1,6 +1,5 @@
 """Normalisation: over the batch, and over adjacent channels."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,8 @@ from jax import lax
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers.channels import spread_per_channel, sum_per_channel
-from flaxcnn.layers.pool import mean_dtype, refuse_complex
+from flaxcnn.layers.dtypes import mean_dtype, promote
+from flaxcnn.layers.pool import refuse_complex
 
 Array = jax.Array
 
@@ -73,7 +73,7 @@ class BatchNorm(nn.Module):
         dtype = self._result_dtype(x)
         running = bool(self.use_running_average or use_running_average)
         mean, variance = self._statistics(x, mask, running)
-        channels, wide = x.shape[-1:], _promote(x.dtype, variance.dtype, self.param_dtype)
+        channels, wide = x.shape[-1:], promote(x.dtype, variance.dtype, self.param_dtype)
         factor = lax.rsqrt(variance + self.epsilon).astype(wide)
         if self.use_scale:
             scale = self.param("scale", self.scale_init, channels, self.param_dtype)
@@ -89,7 +89,7 @@ class BatchNorm(nn.Module):
         dtype = self.dtype
         if dtype is None:
             parameters = [self.param_dtype] if self.use_scale or self.use_bias else []
-            dtype = _promote(x.dtype, *parameters)
+            dtype = promote(x.dtype, *parameters)
             if not jnp.issubdtype(dtype, jnp.inexact):
                 dtype = jnp.float32
         if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
@@ -99,13 +99,13 @@ class BatchNorm(nn.Module):
     def _statistics(self, x: Array, mask: Array | None, running: bool) -> tuple[Array, Array]:
         """Mean and variance to normalise by: those kept, or the batch's, which are averaged."""
         dtype = jnp.dtype(jnp.float32 if self.force_float32_reductions else self.param_dtype)
-        dtype_of_mean = _promote(dtype, jnp.complex64) if jnp.iscomplexobj(x) else dtype
+        dtype_of_mean = promote(dtype, jnp.complex64) if jnp.iscomplexobj(x) else dtype
         old_mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:], dtype_of_mean)
         old_variance = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:], dtype)
         if running or 0 in x.shape:
             return old_mean.value, old_variance.value
         count = None if mask is None else self._sum(mask.astype(jnp.float32))
-        news = self._moments(x.astype(_promote(x.dtype, dtype)), mask, count)
+        news = self._moments(x.astype(promote(x.dtype, dtype)), mask, count)
         results = []
         for old, new in zip((old_mean, old_variance), news, strict=True):
             before, kept = old.value, self.momentum
@@ -147,10 +147,6 @@ class BatchNorm(nn.Module):
         return reduce(values, self.axis_name, axis_index_groups=self.axis_index_groups)
 
 
-def _promote(*dtypes: Dtype) -> Dtype:
-    return functools.reduce(jnp.promote_types, dtypes)
-
-
 def _square(x: Array) -> Array:
     return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
 
@@ -177,7 +173,7 @@ def local_response_norm(
     refuse_complex(x, "local_response_norm")
     if divide_alpha:
         alpha /= size
-    wide = x.astype(_promote(x.dtype, jnp.float32))
+    wide = x.astype(promote(x.dtype, jnp.float32))
     scale = k + alpha * _sum_of_adjacent(wide * wide, size)
     return (wide * _negative_power(scale, beta)).astype(mean_dtype(x))
 

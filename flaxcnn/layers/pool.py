@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 
 from flaxcnn.errors import UserError
+from flaxcnn.layers.dtypes import mean_dtype, promote
 from flaxcnn.layers.padding import Padding, Pads, Sizes, as_integer, per_axis, read_padding
 
 Array = jax.Array
@@ -304,13 +305,8 @@ def least_value(dtype) -> bool | int | float:
     return -math.inf if jnp.issubdtype(dtype, jnp.floating) else int(jnp.iinfo(dtype).min)
 
 
-def mean_dtype(x: Array):
-    """The dtype of means of x: its own, or float32 for integers."""
-    return x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
-
-
 def _sum_dtype(x: Array):
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return promote(x.dtype, jnp.float32)
 
 
 def _sum_of_windows(x: Array, windows: _Windows) -> Array:

@@ -34,11 +34,12 @@ def roi_max_pool(
         in_rows = _bin_masks(y1, y2, output_size[0], x.shape[1])
         in_cols = _bin_masks(x1, x2, output_size[1], x.shape[2])
         is_image = jnp.arange(x.shape[0]) == image
-        features = jnp.where(is_image[:, None, None, None], x, 0).sum(0, dtype=x.dtype)
+        features = jnp.where(is_image[:, None, None, None], x, jnp.zeros_like(x))
+        features = features.sum(0, dtype=x.dtype)
         # Columns before rows, so that of equal maxima the first in row-major order wins.
         bins = _max_where(_max_where(features, in_cols), in_rows)
         nonempty = in_rows.any(1)[:, None] & in_cols.any(1)[None]
-        return jnp.where(nonempty[..., None], bins, 0)
+        return jnp.where(nonempty[..., None], bins, jnp.zeros_like(bins))
 
     return lax.map(lambda box: pool(*box), (boxes[:, 0].astype(jnp.int32), corners))
 

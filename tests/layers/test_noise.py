@@ -81,6 +81,65 @@ def test_devices_do_not_change_a_bit(layer, dtype):
     np.testing.assert_array_equal(mapped(x.reshape(8, 2, 33)).reshape(16, 33), one)
 
 
+@pytest.mark.parametrize("layer", [*LAYERS.values(), DropPath(0.5)], ids=[*LAYERS, "path"])
+def test_a_batch_divided_over_explicit_axes_stays_so(layer):
+    x = jnp.linspace(-1, 1, 16 * 33, dtype=jnp.float32).reshape(16, 33)
+    one = apply(layer, x)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x, NamedSharding(mesh, P("data")))
+        compiled = draw.lower(layer, split, jax.random.key(0)).compile()
+        y = compiled(split, jax.random.key(0))
+        slope = jax.eval_shape(jax.grad(lambda x: apply(layer, x).sum()), split)
+    # Equal bits of noise; XLA may round the sum or product with it otherwise.
+    np.testing.assert_allclose(y, one, rtol=1e-6, atol=1e-6)
+    assert y.sharding.spec == slope.sharding.spec == P("data", None)
+    assert "all-gather" not in compiled.as_text()
+
+
+def test_dropout_is_flaxs_by_keyword():
+    x, key = jnp.ones((4, 6, 50)), jax.random.key(0)
+    noisy = apply(Dropout(0.3), x)
+
+    def drop(layer, *arguments, **keys):
+        return jax.jit(lambda x: layer.apply({}, x, *arguments, **keys))(x)
+
+    for layer, told in (
+        (Dropout(rate=0.3, deterministic=False), ()),
+        (Dropout(rate=0.3), (False,)),
+    ):
+        np.testing.assert_array_equal(drop(layer, *told, rngs={"dropout": key}), noisy)
+    assert Dropout(0.3, deterministic=True).apply({}, x) is x
+    assert Dropout(0.3).apply({}, x, True) is x
+    other = Dropout(0.3, rng_collection="noise", broadcast_dims=(0, -2))
+    shared = np.asarray(drop(other, False, rngs={"noise": key}))
+    assert (shared == shared[:1, :1]).all() and 0 < (shared[0, 0] == 0).sum() < 50
+    assert (drop(other, False, rng=key) != shared).any()
+
+
+@pytest.mark.parametrize("attribute", [None, False])
+def test_dropout_is_told_once_whether_to_drop(attribute):
+    layer, x = Dropout(0.3, deterministic=attribute), jnp.ones((4, 5))
+    with pytest.raises(UserError, match="exactly one of train=, deterministic="):
+        layer.apply({}, x, *(() if attribute is None else (True,)))
+    with pytest.raises(UserError, match="exactly one of train=, deterministic="):
+        layer.apply({}, x, deterministic=True, train=False)
+
+
+@pytest.mark.parametrize("layer", [*LAYERS.values(), DropPath(0.5)], ids=[*LAYERS, "path"])
+def test_noise_under_strict_promotion_of_integers_and_of_no_examples(layer):
+    def value_and_slope(x):
+        y, transpose = jax.vjp(lambda x: apply(layer, x), x)
+        return y, transpose(y)[0]
+
+    with jax.numpy_dtype_promotion("strict"):
+        for shape, dtype in (((4, 3), jnp.bfloat16), ((0, 3), jnp.float32)):
+            x = jax.ShapeDtypeStruct(shape, dtype)
+            assert jax.eval_shape(value_and_slope, x) == (x, x)
+        y = jax.eval_shape(lambda x: apply(layer, x), jax.ShapeDtypeStruct((4, 3), jnp.int8))
+    assert y.dtype == jnp.float32
+
+
 @each_layer
 def test_evaluation_is_the_identity_and_needs_no_key(layer):
     x = jnp.ones((4, 50))

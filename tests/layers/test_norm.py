@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from flaxcnn.errors import UserError
@@ -183,3 +185,154 @@ def test_batch_norm_statistics_are_pytorchs_up_to_the_bias_of_the_variance():
     np.testing.assert_allclose(
         new["var"], pytorchs_var - momentum * biased / (count - 1), rtol=1e-5
     )
+
+
+def train(norm, variables, x, **arguments):
+    return norm.apply(variables, x, mutable=["batch_stats"], **arguments)
+
+
+def start(channels, mean=0.0, variance=1.0):
+    """Variables of a BatchNorm."""
+    ones = jnp.ones(channels)
+    params = {"scale": ones, "bias": 0 * ones}
+    return {"params": params, "batch_stats": {"mean": mean * ones, "var": variance * ones}}
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_variance_far_from_zero_is_that_of_float64(parts):
+    """E[x^2] - E[x]^2 is off by 1 to 2 deviations here."""
+    x = np.float32(100 + 0.1 * normal(8, 16, 16, 4))
+    exact = x.astype(np.float64)
+    norm = BatchNorm(False, momentum=0, epsilon=0, axis_name="devices")
+    apply = jax.vmap(lambda x: train(norm, start(4), x), axis_name="devices", out_axes=(0, None))
+    y, updates = jax.jit(apply)(x.reshape(parts, -1, 16, 16, 4))
+    std = exact.std((0, 1, 2))
+    np.testing.assert_allclose(updates["batch_stats"]["var"], std**2, rtol=1e-5)
+    np.testing.assert_allclose(y.reshape(x.shape), (exact - exact.mean((0, 1, 2))) / std, atol=3e-3)
+    fast = train(norm.clone(axis_name=None, use_fast_variance=True), start(4), x)[0]
+    assert abs(fast - y.reshape(x.shape)).max() > 0.1
+
+
+def test_batch_norm_is_flaxs_by_keyword():
+    x, mask = jnp.asarray(3 * normal(4, 3, 5, 2) + 1), normal(4, 3, 1, 2) > 0
+    cases = [
+        ({"use_fast_variance": True}, {"use_running_average": False, "mask": mask}),
+        ({"axis": 2, "use_running_average": False}, {"mask": mask}),
+        ({"axis": -3, "use_bias": False}, {"use_running_average": True}),
+        ({"dtype": None, "param_dtype": jnp.bfloat16}, {"use_running_average": False}),
+    ]
+    for attributes, arguments in cases:
+        outputs = []
+        for norm in (BatchNorm(**attributes), flax.linen.BatchNorm(**attributes)):
+
+            @jax.jit
+            def start_and_apply(x, norm=norm, arguments=arguments):
+                variables = norm.init(jax.random.key(0), x, **arguments)
+                return variables, train(norm, variables, x, **arguments)
+
+            outputs.append(start_and_apply(x))
+        assert jax.tree.map(jnp.shape, outputs[0]) == jax.tree.map(jnp.shape, outputs[1])
+        assert jax.tree.map(jnp.result_type, outputs[0]) == jax.tree.map(
+            jnp.result_type, outputs[1]
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *outputs)
+
+
+@pytest.mark.parametrize("attribute", [None, True])
+def test_use_running_average_is_given_once(attribute):
+    with pytest.raises(UserError, match="use_running_average is (not given|given twice)"):
+        BatchNorm(attribute).apply(start(2), jnp.ones((3, 2)), attribute)
+
+
+def test_masked_values_of_all_devices_count_alike():
+    x, counted = normal(8, 6, 3), np.arange(8) < 5  # one device has one example, one has none
+    whole, updates = jax.jit(lambda x: train(BatchNorm(False), start(3), x))(x[:5])
+    norm = BatchNorm(False, axis_name="d")
+    y, masked = jax.jit(
+        jax.vmap(
+            lambda x, mask: train(norm, start(3), x, mask=mask), axis_name="d", out_axes=(0, None)
+        )
+    )(x.reshape(2, 4, 6, 3), counted.reshape(2, 4, 1, 1))
+    np.testing.assert_allclose(y.reshape(x.shape)[:5], whole, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), masked, updates)
+
+
+def test_groups_of_devices_normalise_apart():
+    x = normal(4, 6, 3)
+    norm = BatchNorm(False, axis_name="d", axis_index_groups=[[0, 1], [2, 3]])
+    y = jax.pmap(lambda x: train(norm, start(3), x)[0], "d", devices=jax.devices()[:4])(x)
+    for half, expected in ((y[:2], x[:2]), (y[2:], x[2:])):
+        expected = train(BatchNorm(False), start(3), expected)[0]
+        np.testing.assert_allclose(half, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 5, 2), (3, 0, 5, 2)])
+def test_an_empty_batch_changes_no_averages(shape):
+    variables = start(2, mean=3.0, variance=0.7)
+    y, updates = train(BatchNorm(False), variables, jnp.ones(shape))
+    assert y.shape == shape
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+
+
+def test_where_the_mask_leaves_nothing_the_averages_stay():
+    variables = start(2, mean=3.0, variance=0.7)
+    x, mask = jnp.asarray(normal(4, 5, 2)), jnp.array([True, False])
+    norm = BatchNorm(False)
+    y, updates = jax.jit(lambda x: train(norm, variables, x, mask=mask))(x)
+    stays = [jnp.float32(3), jnp.float32(0.7)]
+    assert [updates["batch_stats"][name][1] for name in ("mean", "var")] == stays
+    np.testing.assert_allclose(y[..., 1], (x[..., 1] - 3) / np.sqrt(0.70001), rtol=1e-5)
+    gradient = jax.jit(jax.grad(lambda x: train(norm, variables, x, mask=mask)[0].sum()))(x)
+    assert jnp.isfinite(gradient).all()
+
+
+def test_batch_norm_of_complex_values_is_numpys():
+    x = normal(4, 6, 2) + 1j * normal(4, 6, 4)[..., 2:]
+    variables = BatchNorm(False, dtype=None).init(jax.random.key(0), x)
+    y, updates = train(BatchNorm(False, momentum=0, dtype=None), variables, x)
+    mean, variance = x.mean((0, 1)), x.var((0, 1))
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], mean, rtol=1e-5)
+    with pytest.raises(UserError, match="complex values need dtype=None"):
+        train(BatchNorm(False), variables, x)
+    with pytest.raises(UserError, match="local_response_norm: complex"):
+        local_response_norm(x)
+
+
+def test_norms_under_strict_promotion_and_of_integers():
+    norm = BatchNorm(False, dtype=jnp.bfloat16)
+    x = jnp.asarray(normal(3, 4, 2))
+
+    def both(x):
+        return train(norm, start(2), x)[0].sum() + local_response_norm(x).sum().astype(norm.dtype)
+
+    with jax.numpy_dtype_promotion("strict"):
+        for dtype in (jnp.float32, jnp.bfloat16):
+            assert jax.jit(jax.grad(both))(x.astype(dtype)).dtype == dtype
+        integers = jnp.arange(12).reshape(2, 6)
+        for f in (local_response_norm, lambda x: train(BatchNorm(False), start(6), x)[0]):
+            np.testing.assert_allclose(f(integers), f(integers.astype(jnp.float32)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+def test_a_divided_batch_stays_divided(axis_type):
+    x = jnp.asarray(normal(16, 5, 4))
+
+    def value_and_gradient(x):
+        def f(x):
+            y = train(BatchNorm(False), start(4), x)[0]
+            return y, local_response_norm(y)
+
+        y, transpose = jax.vjp(f, x)
+        return y, transpose(jax.tree.map(jnp.sin, y))
+
+    expected = jax.jit(value_and_gradient)(x)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x, NamedSharding(mesh, P("data")))
+        compiled = jax.jit(value_and_gradient).lower(split).compile()
+        actual = compiled(split)
+    assert "all-gather" not in compiled.as_text()
+    for ours, one in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, one, rtol=1e-4, atol=1e-5)
+        assert ours.sharding.is_equivalent_to(split.sharding, 3)

@@ -7,6 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import export
+from jax.experimental.jet import jet
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from flaxcnn.errors import UserError
@@ -364,6 +368,190 @@ def test_half_precision_stays_and_maps(name):
         np.testing.assert_allclose(
             mapped.astype(jnp.float32), jax.jit(pool)(images.astype(jnp.float32)), rtol=2**-8
         )
+
+
+def test_means_of_integers_are_not_truncated():
+    x = jnp.array([[0, 1], [2, 4]]).reshape(1, 2, 2, 1)
+    for y in (
+        avg_pool(x, (2, 2)),
+        adaptive_avg_pool(x, (1, 1)),
+        global_avg_pool(x),
+        l2_pool(x, (2, 2)) ** 2 / 12,
+        avg_pool(x.astype(jnp.uint8), (2, 2), padding=1, count_include_pad=False)[:, 1:2, 1:2],
+    ):
+        assert y.dtype == jnp.float32
+        np.testing.assert_allclose(y.ravel(), [1.75])
+    assert avg_pool(x > 0, (2, 2)).item() == 0.75
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, bool])
+def test_maxima_keep_the_dtype_of_integers(dtype):
+    x = (ties(1, 4, 6, 2) - 3 * (dtype == jnp.int8)).astype(dtype)
+    floats = x.astype(jnp.float32)
+    for pool in (
+        functools.partial(max_pool, window_shape=(3, 3), strides=(2, 2), padding=1),
+        functools.partial(roi_max_pool, boxes=jnp.array([[0, 0, 0, 3, 3.0]]), output_size=(2, 2)),
+        global_max_pool,
+    ):
+        y = jax.jit(pool)(x)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, jax.jit(pool)(floats))
+
+
+# shape, window, strides, padding
+RANKS = [
+    ((2, 7, 3), (3,), (2,), "SAME"),
+    ((1, 4, 5, 6, 2), (2, 2, 3), (2, 2, 3), "VALID"),
+    ((5, 6, 2), (2, 2), (2, 1), ((0, 1), (1, 0))),
+    ((2, 3, 3, 4, 2), (2, 3), (2, 2), "SAME"),
+]
+
+
+@pytest.mark.parametrize("case", RANKS, ids=str)
+def test_the_window_tells_the_axes_as_in_flax(case):
+    shape, *window = case
+    x = ties(*shape)
+    for ours, theirs in ((max_pool, nn.max_pool), (avg_pool, nn.avg_pool)):
+        pairs = (value_and_gradient(functools.partial(_call, f, window), x) for f in (ours, theirs))
+        for actual, expected in zip(*pairs, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_may_be_numpys_and_stand_for_every_axis():
+    x = ties(1, 6, 7, 2)
+    for pool in POOLS.values():
+        expected = pool(x, (3, 3), (2, 2), ((1, 1), (2, 2)))
+        two, three = np.int64(2), np.array([3, 3])
+        np.testing.assert_array_equal(pool(x, tuple(three), two, (np.int32(1), two)), expected)
+        np.testing.assert_array_equal(pool(x, np.int8(3), np.array([2, 2]), (1, 2)), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((2, 2), (2, 2), "CIRCULAR"), "padding is 'CIRCULAR'"),
+        (((2, 2), (2, 2), "full"), "padding is 'full'"),
+        (((2, 2), (2, 2, 2)), "strides"),
+        (((2, 0),), "must be at least 1"),
+        (((2, 2, 2, 2),), "no window of"),
+    ],
+)
+def test_what_no_pool_understands_is_refused(arguments, message):
+    for pool in POOLS.values():
+        with pytest.raises(UserError, match=message):
+            pool(jnp.ones((1, 4, 4, 2)), *arguments)
+
+
+def test_complex_values_have_means_and_no_maxima():
+    x = jnp.array([1 + 1j, 3 - 1j, 2j, 0]).reshape(1, 2, 2, 1)
+    for y in (avg_pool(x, (2, 2)), global_avg_pool(x), adaptive_avg_pool(x, 1)):
+        np.testing.assert_allclose(y.ravel(), [1 + 0.5j])
+    for pool in ("max_pool", "l2_pool", "global_max_pool", "channel_max_pool", "roi_max_pool"):
+        with pytest.raises(UserError, match="complex values are not supported"):
+            EVERY_POOL[pool](jnp.concatenate([x] * 3, -1))
+
+
+@pytest.mark.parametrize("case", [((2, 2, 6, 3), 3), ((2, 6, 1, 3), 2)], ids=str)
+def test_windows_that_do_not_fit_give_nothing(case):
+    shape, window = case
+    x = jnp.ones(shape)
+    expected = nn.max_pool(x, (window, window), (2, 2)).shape
+
+    @jax.jit
+    def gradients(x):
+        results = []
+        for pool in POOLS.values():
+            for strides in (2, window):
+                pooled = functools.partial(pool, window_shape=window, strides=strides)
+                y, transpose = jax.vjp(pooled, x)
+                results.append((y, transpose(y)[0]))
+        return results
+
+    for (y, dx), strides in zip(gradients(x), (2, window) * 3, strict=True):
+        assert y.size == 0 and (strides != 2 or y.shape == expected)
+        np.testing.assert_array_equal(dx, jnp.zeros(shape))
+
+
+def test_no_examples_and_maps_without_pixels():
+    none = jax.ShapeDtypeStruct((0, 6, 5, 3), jnp.float32)
+    for name, pool in EVERY_POOL.items():
+        y = jax.eval_shape(pool, none)
+        assert y.shape[0] == (2 if name == "roi_max_pool" else 0)
+        assert jax.eval_shape(jax.grad(lambda x: pool(x).sum()), none) == none  # noqa: B023
+    for name in ("global_avg_pool", "global_max_pool", "adaptive_avg_pool", "roi_max_pool"):
+        with pytest.raises(UserError, match=f"{name}: maps of shape .* have no pixels"):
+            EVERY_POOL[name](jnp.ones((2, 0, 5, 3)))
+
+
+@pytest.mark.parametrize("window", [WINDOWS[0], WINDOWS[5]], ids=str)
+def test_export_with_symbolic_height_and_width(window):
+    shape = export.symbolic_shape("n, h, w, 3")
+
+    def pools(x):
+        average = _call(avg_pool, window, x, count_include_pad=False)
+        return _call(max_pool, window, x), average
+
+    exported = export.export(jax.jit(pools))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    x = ties(2, 7, 8, 3)
+    for y, expected in zip(jax.jit(exported.call)(x), jax.jit(pools)(x), strict=True):
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+def test_not_a_number_reaches_its_windows_only():
+    x = ties(1, 4, 4, 1).at[0, 0, 1, 0].set(jnp.nan).at[0, 3, 3, 0].set(-jnp.inf)
+    for pool, reference in ((max_pool, nn.max_pool), (avg_pool, nn.avg_pool)):
+        np.testing.assert_array_equal(
+            pool(x, (2, 2), (2, 2)), reference(x, (2, 2), (2, 2)), strict=True
+        )
+    assert jnp.isnan(global_max_pool(x)).all()
+
+
+def test_jet_passes_through_means():
+    x, step = ties(1, 4, 4, 2), weights(jnp.zeros((1, 4, 4, 2)))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def coefficients(f, x):
+        return jet(lambda x: f(x * x), (x,), ((step, jnp.zeros_like(step)),))
+
+    y, (first, second) = coefficients(lambda x: avg_pool(x, (2, 2), (2, 2)), x)
+    for ours, square in ((y, x * x), (first, 2 * x * step), (second, 2 * step * step)):
+        np.testing.assert_allclose(ours, nn.avg_pool(square, (2, 2), (2, 2)), rtol=1e-5, atol=1e-6)
+
+
+def every_pool_and_gradient(x):
+    """But that over regions, whose result has no batch of images."""
+    pools = {name: pool for name, pool in EVERY_POOL.items() if name != "roi_max_pool"}
+    pools |= {"halves": lambda x: avg_pool(max_pool(x, (2, 1), (2, 1)), (1, 2), (1, 2))}
+    pairs = {}
+    for name, pool in pools.items():
+        y, transpose = jax.vjp(pool, x)
+        pairs[name] = y, transpose(jnp.cos(y))[0]
+    return pairs
+
+
+def test_every_pool_under_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        for dtype in (jnp.bfloat16, jnp.float32):
+            x = jax.ShapeDtypeStruct((2, 6, 5, 3), dtype)
+            for leaf in jax.tree.leaves(jax.eval_shape(every_pool_and_gradient, x)):
+                assert leaf.dtype == dtype
+            assert jax.eval_shape(jax.grad(lambda x: EVERY_POOL["roi_max_pool"](x).sum()), x)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
+def test_a_divided_batch_stays_divided(axis_type):
+    x = ties(16, 6, 5, 3)
+    one = jax.jit(every_pool_and_gradient).lower(x).compile()
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(x, NamedSharding(mesh, P("data")))
+        compiled = jax.jit(every_pool_and_gradient).lower(split).compile()
+        actual = compiled(split)
+    assert "all-gather" not in compiled.as_text()
+    assert compiled.cost_analysis()["flops"] < one.cost_analysis()["flops"] / 7
+    for ours, expected in zip(jax.tree.leaves(actual), jax.tree.leaves(one(x)), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+        assert ours.sharding.is_equivalent_to(split.sharding, ours.ndim)
 
 
 def _call(pool, window, x, **arguments):

@@ -122,7 +122,8 @@ def study_command(args: argparse.Namespace) -> int:
     jobs = f" --jobs {args.jobs}" if args.jobs != 1 else ""
     command = f"flaxcnn study {args.file}{' --quick' if args.quick else ''}{jobs}"
     folder = Path(args.report or workdir)
-    path = write_report(study, runs, text or file.stem, command, folder, file.stem)
+    text = text or file.stem
+    path = write_report(study, runs, text, command, folder, file.stem, quick=args.quick)
     print(f"{path.read_text()}\nin {path.parent}: {file.stem}.md, .json and pictures")
     return DONE
 

@@ -20,11 +20,19 @@ Case = dict[str, Any]
 
 
 def write_report(
-    study: Study, runs: Sequence[Run], text: str, command: str, folder: Path, name: str
+    study: Study,
+    runs: Sequence[Run],
+    text: str,
+    command: str,
+    folder: Path,
+    name: str,
+    *,
+    quick: bool = False,
 ) -> Path:
     """Writes `<name>.md`, its figures and `<name>.json` into `folder`; returns the first.
 
-    All `runs` are finished. `text` is the study's own: its first line becomes the title.
+    All `runs` are finished, in the study's `quick` form or in full. `text` is the study's own: its
+    first line becomes the title.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cases = {case: collect_case([r for r in runs if r.case == case]) for case in study.cases}
@@ -39,11 +47,12 @@ def write_report(
     counts = {case: _add_confusions(found, len(classes)) for case, found in workdirs.items()}
     draw_case_confusions(folder / confusions, counts, classes)
     environment = read_sessions(Workdir(runs[0].workdir))[-1]
-    content = {"command": command, "cases": cases, "environment": environment}
+    content = {"command": command, "quick": quick, "cases": cases, "environment": environment}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     title, _, rest = text.strip().partition("\n")
     parts = [
-        f"# {title}",
+        f"# {title}{' (quick form)' * quick}",
+        _describe_quick(study) if quick else "",
         rest.strip(),
         format_table(cases),
         f"![Training loss and validation accuracy by epoch]({curves})",
@@ -55,6 +64,14 @@ def write_report(
     path = folder / f"{name}.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n")
     return path
+
+
+def _describe_quick(study: Study) -> str:
+    fields = ", ".join(f"{name}={value!r}" for name, value in study.quick.items())
+    return (
+        f"**This is the quick form (`--quick`: {fields or 'nothing shorter'}), which shows that the "
+        "study works. Its figures are not the study's; what the text concludes is of the full form.**"
+    )
 
 
 def collect_case(runs: Sequence[Run]) -> Case:

@@ -119,7 +119,11 @@ def test_the_report_has_the_runs_own_figures(done):
         row = f"| {case} | {mean:.2f} % | {spread:.2f} | 2 | {source} |"
         assert row in (workdir / "rates.md").read_text()
     text = (workdir / "rates.md").read_text()
-    assert text.startswith("# Rates on digits\n\nWhat the source says.\n\n| case | test accuracy |")
+    assert text.startswith(
+        "# Rates on digits (quick form)\n\n**This is the quick form (`--quick`: epochs=2)"
+    )
+    assert "\n\nWhat the source says.\n\n| case | test accuracy |" in text
+    assert content["quick"] is True
     for name in ("rates_curves.png", "rates_confusions.png"):
         assert f"({name})" in text
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")

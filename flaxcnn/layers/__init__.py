@@ -1,13 +1,12 @@
 """The bricks every network is made of."""
 
 from flaxcnn.layers.activation import ACTIVATIONS, Activation, get_activation
-from flaxcnn.layers.conv import (
+from flaxcnn.layers.conv import conv, conv_transpose
+from flaxcnn.layers.conv_modules import (
     Conv,
     ConvTranspose,
     DepthwiseConv,
     SeparableConv,
-    conv,
-    conv_transpose,
 )
 from flaxcnn.layers.noise import Dropout, DropPath, GaussianDropout, GaussianNoise
 from flaxcnn.layers.norm import BatchNorm, local_response_norm

@@ -19,6 +19,11 @@ Array = jax.Array
 
 def spread_per_channel(values: Array, like: Array) -> Array:
     """Repeats values [C] at every position of maps of the shape and sharding of `like`."""
+    if values.dtype in (
+        jnp.bfloat16,
+        jnp.float16,
+    ):  # so that the gradient, a sum, is one of float32
+        return spread_per_channel(values.astype(jnp.float32), like).astype(values.dtype)
     shape, sharding = like.shape, explicit_sharding(like)
     if len(shape) > 2:
         row = sharding and sharding.update(spec=P(*sharding.spec[:-2], None, sharding.spec[-1]))

@@ -7,21 +7,21 @@ everywhere. So a convolution here is one of three primitives (`conv_maps.py`) th
 per platform. Values and derivatives of any order are those of `lax.conv_general_dilated`.
 """
 
+import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from flax.typing import Dtype, Initializer
 from jax import lax
 
-from flaxcnn.layers.channels import spread_per_channel
+from flaxcnn.errors import UserError
 from flaxcnn.layers.conv_maps import bind_convolve, bind_input_gradient
 from flaxcnn.layers.conv_spec import ConvSpec
+from flaxcnn.layers.padding import Padding, Pads, Sizes, per_axis, read_padding
 
 Array = jax.Array
-Sizes = int | Sequence[int]
-Padding = str | int | Sequence[tuple[int, int]]
+
+_BORDERS = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 
 
 def conv(
@@ -31,211 +31,161 @@ def conv(
     strides: Sizes = 1,
     padding: Padding = "SAME",
     dilation: Sizes = 1,
+    input_dilation: Sizes = 1,
     groups: int = 1,
+    precision: lax.PrecisionLike = None,
 ) -> Array:
     """Correlates images [N, H, W, C] with a kernel [h, w, C/groups, F] to [N, H', W', F].
 
-    Images may have one to three spatial axes. `padding` is "SAME", "VALID", or zeros: a number on
-    every side, or one (before, after) pair per axis. An integer holds for all axes. `x` and
-    `kernel` have one dtype, which is also the result's. Raises ValueError or TypeError for
+    Images may have one to three spatial axes. `padding` is "SAME", "VALID", "SAME_LOWER";
+    "CIRCULAR" or "REFLECT", which continue the image; in one dimension "CAUSAL", zeros before the
+    first position only; or zeros: a number for every side, or per axis a number or a (before,
+    after) pair. An integer holds for all axes. `input_dilation` puts zeros between
+    pixels first. `x` and `kernel` have one dtype, which is also the result's; half
+    precision is summed in float32. A kernel larger than the padded image gives an empty result.
+
+    On CPU groups are computed in blocks, so that a NaN or an infinity in one group may reach
+    others. Raises UserError for sizes and paddings that say nothing, ValueError or TypeError for
     operands that do not fit each other.
     """
     rank = x.ndim - 2
-    kernel_size = kernel.shape[:-2]
-    strides, dilation = _per_axis(strides, rank), _per_axis(dilation, rank)
-    if isinstance(padding, str):
-        window = [(size - 1) * step + 1 for size, step in zip(kernel_size, dilation, strict=True)]
-        padding = lax.padtype_to_pads(x.shape[1:-1], window, strides, padding)
-    elif isinstance(padding, int):
-        padding = ((padding, padding),) * rank
+    strides, dilation = per_axis(strides, rank, "strides"), per_axis(dilation, rank, "dilation")
+    reach = [(k - 1) * step for k, step in zip(kernel.shape[:-2], dilation, strict=True)]
+    spread = per_axis(input_dilation, rank, "input_dilation")
+    if max(spread) > 1:
+        between = [(0, 0, 0), *((0, 0, step - 1) for step in spread), (0, 0, 0)]
+        x = lax.pad(x, jnp.zeros((), x.dtype), between)
+    x, pads = _read_border(x, padding, reach, strides)
     spec = ConvSpec(
         input_size=x.shape[1:-1],
-        kernel_size=kernel_size,
+        kernel_size=kernel.shape[:-2],
         strides=strides,
-        pads=tuple((int(low), int(high)) for low, high in padding),
+        pads=pads,
         dilation=dilation,
-        groups=groups,
-        precision=_precision(),
+        groups=operator.index(groups),
+        precision=_precision(precision),
     )
     return bind_convolve(x, kernel, spec)
 
 
-def conv_transpose(x: Array, kernel: Array, *, strides: Sizes = 1, padding: str = "SAME") -> Array:
-    """Fractionally strided convolution, [N, H, W, C] and [h, w, C, F] -> [N, H', W', F].
+def conv_transpose(
+    x: Array,
+    kernel: Array,
+    *,
+    strides: Sizes = 1,
+    padding: Padding = "SAME",
+    output_padding: Sizes = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    transpose_kernel: bool = False,
+    precision: lax.PrecisionLike = None,
+) -> Array:
+    """Fractionally strided convolution, [N, H, W, C] and [h, w, C/groups, F] -> [N, H', W', F].
 
-    "SAME" gives H' = H * stride, "VALID" every position that a tap reaches. Equal to
-    `lax.conv_transpose`, which does not turn the kernel round.
+    Pixels are spread by the strides and padded, then correlated with the kernel, which is not
+    flipped: `lax.conv_transpose`. "SAME" gives H' = H * stride, "VALID" every position that a tap
+    reaches, "CIRCULAR" H * stride with what sticks out added on the other side
+    (`flax.linen.ConvTranspose`). A number or pair is, as in Flax, zeros around the spread pixels:
+    PyTorch's padding p is dilation * (h - 1) - p here. `output_padding` adds that many positions
+    at the end of each axis, as in PyTorch. With `transpose_kernel` it is the gradient of `conv` in
+    its images: the kernel is [h, w, F/groups, C] and flipped (`torch.nn.ConvTranspose2d`). Raises
+    UserError for other paddings.
     """
-    rank = x.ndim - 2
-    strides, kernel_size = _per_axis(strides, rank), kernel.shape[:-2]
+    rank, groups = x.ndim - 2, operator.index(groups)
+    strides, dilation = per_axis(strides, rank, "strides"), per_axis(dilation, rank, "dilation")
+    more = per_axis(output_padding, rank, "output_padding")
+    reach = [(k - 1) * step for k, step in zip(kernel.shape[:-2], dilation, strict=True)]
+    circular = isinstance(padding, str) and padding.upper() == "CIRCULAR"
+    if circular and any(more):
+        raise UserError("output_padding is given, and means nothing with padding 'CIRCULAR'")
+    border = _read_transposed_border("VALID" if circular else padding, reach, strides)
     # The images are what some strided convolution would have put out; its input is wanted.
     sizes, pads = [], []
-    for size, k, stride in zip(x.shape[1:-1], kernel_size, strides, strict=True):
-        if padding == "SAME":
-            out = size * stride
-            before = k - 1 if stride > k - 1 else -(-(k + stride - 2) // 2)
-        else:
-            out = size * stride + max(k - stride, 0)
-            before = k - 1
-        low = k - 1 - before
-        sizes.append(out)
-        pads.append((low, (size - 1) * stride + k - out - low))
+    for size, (low, high), extra, last, stride in zip(
+        x.shape[1:-1], border, more, reach, strides, strict=True
+    ):
+        sizes.append(max((size - 1) * stride + 1 + low + high + extra - last, 0))
+        pads.append((last - low, last - high - extra))
     spec = ConvSpec(
         input_size=tuple(sizes),
-        kernel_size=kernel_size,
+        kernel_size=kernel.shape[:-2],
         strides=strides,
         pads=tuple(pads),
-        dilation=(1,) * rank,
-        groups=1,
-        precision=_precision(),
+        dilation=dilation,
+        groups=groups,
+        precision=_precision(precision),
     )
-    return bind_input_gradient(x, jnp.flip(kernel, range(rank)).swapaxes(-1, -2), spec)
+    kernel = (
+        kernel if transpose_kernel else _exchange_channels(jnp.flip(kernel, range(rank)), groups)
+    )
+    y = bind_input_gradient(x, kernel, spec)
+    if circular:
+        whole = [size * stride for size, stride in zip(x.shape[1:-1], strides, strict=True)]
+        y = _wrap_around(y, whole, transpose_kernel)
+    return y
 
 
-class Conv(nn.Module):
-    """Convolution with the parameters of `flax.linen.Conv`.
+def _read_border(
+    x: Array, padding: Padding, reach: Sequence[int], strides: Sequence[int]
+) -> tuple[Array, Pads]:
+    """Images, continued if the border is not of zeros, and the zeros to put around them."""
+    name = padding.upper() if isinstance(padding, str) else None
+    if name in _BORDERS:
+        border = [(0, 0), *((last // 2, -(-last // 2)) for last in reach), (0, 0)]
+        return jnp.pad(x, border, mode=_BORDERS[name]), ((0, 0),) * len(reach)
+    if name == "CAUSAL":
+        if len(reach) != 1:
+            raise UserError(f"padding is {padding!r}, which is for one dimension, not {len(reach)}")
+        return x, ((reach[0], 0),)
+    window = [last + 1 for last in reach]
+    names = (*_BORDERS, "CAUSAL (one dimension)")
+    return x, read_padding(padding, x.shape[1:-1], window, strides, other_names=names)
 
-    `kernel` is float32 [*kernel_size, C/groups, features] and `bias` float32 [features]. An integer
-    `kernel_size` means two dimensions; integer `strides` and `dilation` hold for all axes.
-    `padding` is "SAME", "VALID", a number of zeros on every side, or one (before, after) pair per
-    axis. Computes in `dtype`.
+
+def _read_transposed_border(padding: Padding, reach: Sequence[int], strides: Sequence[int]) -> Pads:
+    """The zeros around images that are spread by the strides, as `lax.conv_transpose` has them."""
+    if not isinstance(padding, str):
+        return read_padding(padding, reach, reach, strides)
+    border = []
+    for last, stride in zip(reach, strides, strict=True):
+        if padding.upper() == "SAME":
+            whole = last + stride - 1
+            low = last if stride > last else -(-whole // 2)
+        elif padding.upper() == "VALID":
+            whole = last + stride - 1 + max(last + 1 - stride, 0)
+            low = last
+        else:
+            raise UserError(
+                f"padding is {padding!r}, and of a transposed convolution must be SAME, VALID, "
+                "CIRCULAR, an integer, or one integer or (before, after) pair per axis"
+            )
+        border.append((low, whole - low))
+    return tuple(border)
+
+
+def _exchange_channels(kernel: Array, groups: int) -> Array:
+    """[*size, C/groups, F] -> [*size, F/groups, C]: what goes in and out, group by group."""
+    *size, width, features = kernel.shape
+    kernel = kernel.reshape(*size, width, groups, features // groups)
+    return jnp.moveaxis(kernel, -1, -3).swapaxes(-1, -2).reshape(*size, -1, groups * width)
+
+
+def _wrap_around(y: Array, periods: Sequence[int], transpose_kernel: bool) -> Array:
+    """Sums what lies a period apart, so that the first position stays the first.
+
+    Which side gets more of an odd border is a convention of Flax, for kernels of even size.
     """
-
-    features: int
-    kernel_size: Sizes
-    strides: Sizes = 1
-    padding: Padding = "SAME"
-    dilation: Sizes = 1
-    groups: int = 1
-    use_bias: bool = True
-    dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [N, H, W, C] to [N, H', W', features]."""
-        size = _per_axis(self.kernel_size, 2)
-        shape = (*size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = conv(
-            jnp.asarray(x, self.dtype),
-            jnp.asarray(kernel, self.dtype),
-            strides=self.strides,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
-        return _add_bias(self, y)
+    for axis, period in enumerate(periods, 1):
+        missing = -(y.shape[axis] - period) % (2 * period)
+        less, more = missing // 2, -(-missing // 2)
+        border = [(0, 0, 0)] * y.ndim
+        border[axis] = (less, more, 0) if transpose_kernel else (more, less, 0)
+        y = lax.pad(y, jnp.zeros((), y.dtype), border)
+        y = y.reshape(*y.shape[:axis], -1, period, *y.shape[axis + 1 :]).sum(axis)
+    return y
 
 
-class ConvTranspose(nn.Module):
-    """Fractionally strided convolution with the parameters of `flax.linen.ConvTranspose`.
-
-    `kernel` is float32 [*kernel_size, C, features]; see `conv_transpose` for sizes.
-    """
-
-    features: int
-    kernel_size: Sizes
-    strides: Sizes = 1
-    padding: str = "SAME"
-    use_bias: bool = True
-    dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [N, H, W, C] to [N, H', W', features]."""
-        shape = (*_per_axis(self.kernel_size, 2), x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
-        y = conv_transpose(x, kernel, strides=self.strides, padding=self.padding)
-        return _add_bias(self, y)
-
-
-class DepthwiseConv(nn.Module):
-    """One filter per channel, or `multiplier` of them: [N, H, W, C] -> [N, H', W', C * multiplier].
-
-    The parameters are those of a `Conv` with C groups: `kernel` [*kernel_size, 1, C * multiplier].
-    """
-
-    kernel_size: Sizes
-    multiplier: int = 1
-    strides: Sizes = 1
-    padding: Padding = "SAME"
-    dilation: Sizes = 1
-    use_bias: bool = True
-    dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [N, H, W, C] to [N, H', W', C * multiplier]."""
-        features = x.shape[-1] * self.multiplier
-        shape = (*_per_axis(self.kernel_size, 2), 1, features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = conv(
-            jnp.asarray(x, self.dtype),
-            jnp.asarray(kernel, self.dtype),
-            strides=self.strides,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=x.shape[-1],
-        )
-        return _add_bias(self, y)
-
-
-class SeparableConv(nn.Module):
-    """A depthwise convolution, then a 1x1 one to `features` (Sifre 2014; Chollet 2017).
-
-    Parameters: `depthwise/kernel`, `pointwise/kernel` and, with `use_bias`, `pointwise/bias`.
-    """
-
-    features: int
-    kernel_size: Sizes
-    strides: Sizes = 1
-    padding: Padding = "SAME"
-    dilation: Sizes = 1
-    use_bias: bool = True
-    dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [N, H, W, C] to [N, H', W', features]."""
-        depthwise = DepthwiseConv(
-            self.kernel_size,
-            strides=self.strides,
-            padding=self.padding,
-            dilation=self.dilation,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
-            name="depthwise",
-        )
-        pointwise = Conv(
-            self.features,
-            1,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
-            name="pointwise",
-        )
-        return pointwise(depthwise(x))
-
-
-def _add_bias(module: "Conv | ConvTranspose | DepthwiseConv", y: Array) -> Array:
-    if not module.use_bias:
-        return y
-    bias = module.param("bias", module.bias_init, (y.shape[-1],), jnp.float32)
-    return y + spread_per_channel(jnp.asarray(bias, module.dtype), y)
-
-
-def _per_axis(value: Sizes, rank: int) -> tuple[int, ...]:
-    return (value,) * rank if isinstance(value, int) else tuple(value)
-
-
-def _precision() -> lax.PrecisionLike:
+def _precision(given: lax.PrecisionLike) -> lax.PrecisionLike:
+    if given is not None:
+        return given
     return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]

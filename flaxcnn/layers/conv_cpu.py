@@ -289,7 +289,7 @@ def _kernel_gradient_by_example(x: Array, dy: Array, spec: ConvSpec) -> Array:
         dy.reshape(count, -1, dy.shape[-1]),
         (((2,), (1,)), ((0,), (0,))),
         precision=spec.precision,
-        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+        preferred_element_type=_widen(x).dtype,
     )
     return products.sum(0).astype(x.dtype).reshape(*spec.kernel_size, channels, -1)
 
@@ -361,25 +361,26 @@ def _per_channel(kernel: Array, channels: int) -> Array:
 
 
 def _depthwise_convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
-    padded, filters = _pad(x, spec), _per_channel(kernel, x.shape[-1])
+    padded, filters = _pad(x, spec), _widen(_per_channel(kernel, x.shape[-1]))
     terms = [
-        _see(padded, tap, spec)[..., None] * _broadcast(filters[tap], x.ndim) for tap in _taps(spec)
+        _widen(_see(padded, tap, spec))[..., None] * _broadcast(filters[tap], x.ndim)
+        for tap in _taps(spec)
     ]
-    total = functools.reduce(operator.add, terms)
+    total = functools.reduce(operator.add, terms).astype(x.dtype)
     return total.reshape(*total.shape[:-2], -1)
 
 
 def _depthwise_input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
     spread, turned, turned_spec = _turn_round(dy, kernel, spec)
-    filters = _per_channel(turned, spec.groups)
+    filters = _widen(_per_channel(turned, spec.groups))
     spread = spread.reshape(*spread.shape[:-1], spec.groups, -1)
     terms = [
-        _see(spread[..., m], tap, turned_spec)
+        _widen(_see(spread[..., m], tap, turned_spec))
         * _broadcast(filters[(*tap, slice(None), m)], dy.ndim)
         for tap in _taps(spec)
         for m in range(filters.shape[-1])
     ]
-    return functools.reduce(operator.add, terms)
+    return functools.reduce(operator.add, terms).astype(dy.dtype)
 
 
 def _depthwise_kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
@@ -390,17 +391,19 @@ def _depthwise_kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """
     padded, dy = lax.optimization_barrier((_pad(x, spec), dy))
     dy = dy.reshape(*dy.shape[:-1], spec.groups, -1)
-    wide = jnp.promote_types(x.dtype, jnp.float32)  # half precision is summed in float32
-    products = [
-        _see(padded, tap, spec)[..., None].astype(wide) * dy.astype(wide) for tap in _taps(spec)
-    ]
-    zeros = (jnp.zeros((), wide),) * len(products)
+    products = [_widen(_see(padded, tap, spec))[..., None] * _widen(dy) for tap in _taps(spec)]
+    zeros = (jnp.zeros((), products[0].dtype),) * len(products)
     add = functools.partial(jax.tree.map, operator.add)
     # Not over the examples, which may be divided among devices.
     rows = lax.reduce(tuple(products), zeros, add, (x.ndim - 2,))
     rows = lax.optimization_barrier(jnp.stack(rows))
     sums = rows.sum(tuple(range(1, x.ndim - 1))).astype(x.dtype)
     return sums.reshape(*spec.kernel_size, 1, -1)
+
+
+def _widen(x: Array) -> Array:
+    """Half precision is multiplied and summed in float32, and rounded once at the end."""
+    return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
 
 
 def _broadcast(filters: Array, ndim: int) -> Array:

@@ -11,12 +11,14 @@ of `conv_cpu.py`.
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, auto_axes
@@ -90,6 +92,8 @@ def _make_bilinear_map(
                 return primitive.bind(*chosen, **params)
 
             count = next(x.shape[0] for x, axis in zip(stacks, in_axes, strict=True) if axis == 0)
+            if count == 0:
+                return jnp.zeros_like(jax.eval_shape(together, *stacks))
             return lax.map(one, jnp.arange(count))
 
         # XLA's grouped convolution, which XLA:CPU runs slower than one after the other.
@@ -119,9 +123,13 @@ def _make_bilinear_map(
         return y.reshape(*y.shape[:out], *pair, *y.shape[out + 1 :]), out + last
 
     batching.primitive_batchers[primitive] = batch
+    jet.jet_rules[primitive] = functools.partial(_multiply_series, primitive)
 
     def lower(function):
         def run(first, second, **params):
+            out = jax.eval_shape(functools.partial(primitive.bind, **params), first, second)
+            if 0 in (*first.shape, *second.shape, *out.shape):  # nothing to add up
+                return jnp.zeros_like(out)
             spec = result_spec(jax.typeof(first).sharding.spec)
             return in_auto_axes(functools.partial(function, **params), spec)(first, second)
 
@@ -168,6 +176,17 @@ def _check_sharding(name: str, shape: tuple[int, ...], images: Any, kernel: Any)
             raise UserError(
                 f"{name}: {size} rows or columns of {shape} cannot be sharded as {spec}"
             )
+
+
+def _multiply_series(primitive: Primitive, operands: Any, series: Any, **params: Any) -> Any:
+    """The rule of `jax.experimental.jet`: the Taylor coefficients of a product."""
+    first, second = ([x, *terms] for x, terms in zip(operands, series, strict=True))
+    bind = functools.partial(primitive.bind, **params)
+    sums = [
+        functools.reduce(operator.add, map(bind, first[: n + 1], reversed(second[: n + 1])))
+        for n in range(len(first))
+    ]
+    return sums[0], sums[1:]
 
 
 convolve_p = _make_bilinear_map(

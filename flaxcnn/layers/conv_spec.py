@@ -31,9 +31,9 @@ class ConvSpec:
 
     @property
     def output_size(self) -> tuple[int, ...]:
-        """Size of the maps that come out."""
+        """Size of the maps that come out, 0 where the kernel is larger than the image."""
         return tuple(
-            (padded - (kernel - 1) * dilation - 1) // stride + 1
+            max((padded - (kernel - 1) * dilation - 1) // stride + 1, 0)
             for padded, kernel, dilation, stride in zip(
                 self.padded_size, self.kernel_size, self.dilation, self.strides, strict=True
             )

@@ -2,6 +2,7 @@
 
 import jax
 from jax import lax
+from jax.experimental import jet
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -38,6 +39,7 @@ def _make_identity(name: str) -> Primitive:
     primitive.def_impl(lambda x: x)
     primitive.def_abstract_eval(lambda x: x)
     batching.defvectorized(primitive)
+    jet.deflinear(primitive)
     mlir.register_lowering(primitive, lambda context, x: [x])
     return primitive
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
-from flaxcnn.layers.conv import Conv
+from flaxcnn.layers.conv_modules import Conv
 
 Array = jax.Array
 
@@ -23,9 +23,11 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [N, H, W, C] to the same shape."""
+        """Maps [N, H, W, C] to the same shape, of `dtype`."""
         channels = x.shape[-1]
         gate = x.mean((1, 2), keepdims=True)
         conv = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         gate = nn.relu(Conv(channels // self.reduction, 1, **conv, name="reduce")(gate))
-        return x * nn.sigmoid(Conv(channels, 1, **conv, name="expand")(gate))
+        return jnp.asarray(x, self.dtype) * nn.sigmoid(
+            Conv(channels, 1, **conv, name="expand")(gate)
+        )

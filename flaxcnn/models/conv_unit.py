@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from flaxcnn.layers.conv import Padding, Sizes
+from flaxcnn.layers.padding import Padding, Sizes
 
 Array = jax.Array
 

@@ -16,7 +16,7 @@ from flax.typing import Initializer
 
 from flaxcnn.layers import Conv, Dropout, adaptive_avg_pool, local_response_norm, max_pool
 from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
+from flaxcnn.models.images import check_images, flatten
 from flaxcnn.models.network import Network, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
@@ -64,7 +64,7 @@ def classify_maps(
     `dropout_first` precedes it.
     """
     side = network.map_side
-    x = adaptive_avg_pool(x, (side, side)).reshape(x.shape[0], -1)
+    x = flatten(adaptive_avg_pool(x, (side, side)))
     for i, width in enumerate(network.hidden, 1):
         layer = hidden(width, dtype=network.dtype, name=f"fc{i}")
         drop = Dropout(network.dropout, network.axis_name, name=f"fc{i}_dropout")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import Conv, max_pool
-from flaxcnn.models.images import check_images
+from flaxcnn.models.images import check_images, flatten
 from flaxcnn.models.network import Network, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
@@ -58,7 +58,7 @@ class BadDesign(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = outputs[-1].reshape(images.shape[0], -1)
+        x = flatten(outputs[-1])
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=glorot, name="fc1")(x))
         if self.num_classes:
             x = nn.Dense(self.num_classes, kernel_init=glorot, name="classifier")(x)

@@ -26,7 +26,7 @@ from flaxcnn.layers import (
 )
 from flaxcnn.models.conv_unit import ConvUnit
 from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images, normalize_to_one
+from flaxcnn.models.images import check_images, flatten, normalize_to_one
 from flaxcnn.models.network import Network, Outputs, classify, run_block, run_stages
 from flaxcnn.models.variant import Variant
 
@@ -96,7 +96,7 @@ class AuxiliaryClassifier(nn.Module):
         else:
             x = avg_pool(x, (5, 5), (3, 3), ceil_mode=True)
         x = self.unit(128, 1, name="conv")(x)
-        x = x.reshape(len(x), -1)
+        x = flatten(x)
         dense = functools.partial(nn.Dense, kernel_init=self.kernel_init)
         x = self.drop(nn.relu(dense(1024, dtype=self.dtype, name="hidden")(x)))
         return dense(self.num_classes, name="classifier")(x).astype(jnp.float32)

@@ -1,5 +1,7 @@
 """What networks make of their images first: a check, and another normalisation."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,3 +40,8 @@ def normalize_to_one(images: jax.Array) -> jax.Array:
     wide = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     scale, shift = _IMAGENET_STD / 0.5, (_IMAGENET_MEAN - 0.5) / 0.5
     return wide * jnp.asarray(scale, wide.dtype) + jnp.asarray(shift, wide.dtype)
+
+
+def flatten(x: jax.Array) -> jax.Array:
+    """Reshapes [N, ...] to [N, all the rest]; of no images, N = 0, -1 could not tell the rest."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype, Initializer
+from jax import lax
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import Activation, Conv, avg_pool, conv, get_activation, max_pool
-from flaxcnn.models.images import check_images
+from flaxcnn.models.images import check_images, flatten
 from flaxcnn.models.variant import Variant
 
 Array = jax.Array
@@ -172,7 +173,7 @@ class LeNet(nn.Module):
                 name=f"conv{i}",
             )
             x = self.pool(conv_activation(convolve(x)), (2, 2), (2, 2))
-        x = x.reshape(x.shape[0], -1)
+        x = flatten(x)
         for i, width in enumerate(self.hidden, 1):
             dense = nn.Dense(width, dtype=self.dtype, kernel_init=xavier, name=f"fc{i}")
             x = activation(dense(x))
@@ -189,8 +190,13 @@ def squash(x: Array) -> Array:
 def extend_edge(images: Array, side: int) -> Array:
     """Pads images [N, H, W, C] to at least `side` pixels each way with copies of their edge."""
     missing = [max(side - size, 0) for size in images.shape[1:3]]
-    border = [(size // 2, size - size // 2) for size in missing]
-    return jnp.pad(images, ((0, 0), *border, (0, 0)), mode="edge")
+    for axis, extra in enumerate(missing, 1):  # jnp.pad cannot keep a batch divided
+        first, last = (
+            lax.slice_in_dim(images, i, i + 1, axis=axis) for i in (0, images.shape[axis] - 1)
+        )
+        copies = [first] * (extra // 2) + [images] + [last] * (extra - extra // 2)
+        images = jnp.concatenate(copies, axis)
+    return images
 
 
 def digit_bitmaps() -> np.ndarray:

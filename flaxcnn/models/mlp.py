@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.layers import Activation, Dropout, GaussianDropout, GaussianNoise, get_activation
-from flaxcnn.models.images import check_images
+from flaxcnn.models.images import check_images, flatten
 from flaxcnn.models.variant import Variant
 
 
@@ -37,7 +37,7 @@ class MLP(nn.Module):
         activation = get_activation(self.activation)
         glorot = nn.initializers.glorot_uniform()
         x = GaussianNoise(self.noise, self.axis_name, name="noise")(images, train=train)
-        x = x.reshape(x.shape[0], -1)
+        x = flatten(x)
         for i, width in enumerate(self.hidden, 1):
             dense = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name=f"fc{i}")
             x = activation(dense(x))

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import lax
 
 from flaxcnn.layers import avg_pool, max_pool
+from flaxcnn.models.images import flatten
 
 Array = jax.Array
 Border = Literal["none", "zeros", "zeros_in_averages"]
@@ -149,5 +150,5 @@ class AuxiliaryHead(nn.Module):
         x = avg_pool(nn.relu(x), (5, 5), (3, 3))
         x = nn.relu(self.norm(name="bn1")(self.conv(128, 1, name="conv1")(x)))
         x = self.conv(768, x.shape[1:3], padding="VALID", name="conv2")(x)
-        x = nn.relu(self.norm(name="bn2")(x)).reshape(x.shape[0], -1)
+        x = flatten(nn.relu(self.norm(name="bn2")(x)))
         return nn.Dense(self.num_classes, kernel_init=he_normal, name="classifier")(x)

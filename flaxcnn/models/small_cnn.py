@@ -24,7 +24,7 @@ from flaxcnn.layers import (
     global_avg_pool,
     max_pool,
 )
-from flaxcnn.models.images import check_images
+from flaxcnn.models.images import check_images, flatten
 from flaxcnn.models.variant import Variant
 
 POOL: Literal["pool"] = "pool"  # 2x2 maximum, stride 2
@@ -88,7 +88,7 @@ class SmallCNN(nn.Module):
             x = activation(conv(*entry, name=f"conv{layer}")(x))
             if self.batch_norm:
                 x = norm(name=f"conv{layer}_bn")(x)
-        x = global_avg_pool(x) if self.global_pool else x.reshape(x.shape[0], -1)
+        x = global_avg_pool(x) if self.global_pool else flatten(x)
         x = Dropout(self.maps_dropout, self.axis_name, name="maps_dropout")(x, train=train)
         for i, width in enumerate(self.hidden, 1):
             dense = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name=f"fc{i}")

@@ -52,9 +52,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", pytest.param("densenet121", marks=pytest.mark.zoo)]
-)
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("densenet121", marks=pytest.mark.zoo)])
 def test_values_gradients_statistics_and_noise_are_the_same(name):
     results, kept = [], []
     for remat in (False, True):

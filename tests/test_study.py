@@ -145,7 +145,7 @@ def test_a_study_goes_on_where_it_stopped(done, monkeypatch, capsys):
     monkeypatch.setattr("flaxcnn.study.train", lambda config, folder: None)
     removed.unlink()
     (workdir / "rates.md").unlink()
-    assert cli.main(["study", str(file), "--quick", "--workdir", str(workdir)]) == 0
+    assert cli.main(["study", str(file), "--quick", "--workdir", str(workdir)]) == 75
     assert "to go on, run the same command again" in capsys.readouterr().out
     assert not (workdir / "rates.md").exists()
 

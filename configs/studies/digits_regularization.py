@@ -2,6 +2,11 @@
 
 Needs no download. The network of `digits.py` with its optimizer, without what regularizes it, then
 with one of the three at a time, and with all of them.
+
+Three seeds do not tell them apart: 98.61 % +- 0.73 with nothing, 98.61 +- 0.73 with averaged
+weights, 98.98 +- 0.42 with dropout, 98.98 +- 1.05 with smoothed labels, 99.17 +- 0.28 with all
+three (one thread of an AMD EPYC, AVX-512; Python 3.11.7, jaxlib 0.10.1). Of 360 test images one
+is 0.28 points: of such a set more seeds are needed before a difference means something.
 """
 
 from flaxcnn.study import Study

@@ -34,7 +34,13 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What inference uses: the averaged parameters where there are any."""
+        """What inference uses: the averaged parameters where there are any.
+
+        Batch statistics are the current ones. They are running averages already, and averaged once
+        more they lag behind: for `digits_cnn` with BatchNorm and decay 0.99 the current ones had
+        the lower test loss in 22 of 24 comparisons (Adam at 0.003, cosine, and at 0.01; seeds 0 to
+        2; after 2, 4, 6 and 8 epochs), 0.317 instead of 0.382 after 2, 0.059 both after 8.
+        """
         params = self.params if self.ema is None else self.ema
         return {"params": params, "batch_stats": self.batch_stats}
 

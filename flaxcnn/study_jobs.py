@@ -38,7 +38,7 @@ def carry_out_side_by_side(runs: Sequence[Run], jobs: int) -> bool:
     if jax.default_backend() != "cpu":
         raise UserError(f"--jobs shares out cores of a CPU; JAX is on {jax.default_backend()}")
     waiting, working, failures = list(runs), [], []
-    with StopSignal() as stop, tqdm(total=len(runs), unit=" runs") as bar:
+    with StopSignal() as stop, tqdm(total=len(runs), unit=" runs", disable=None) as bar:
         asked = False
         while working or (waiting and not stop.requested and not failures):
             while waiting and len(working) < jobs and not stop.requested and not failures:

@@ -140,12 +140,12 @@ def load_records(
 def map_chunks(function: Callable[[np.ndarray], T], count: int, title: str) -> Iterator[T]:
     """`function` of successive chunks of 0..count-1, in order, on threads.
 
-    A progress bar appears on stderr when it takes longer than a second.
+    On a terminal a progress bar appears when it takes longer than a second.
     """
     chunks = np.split(np.arange(count), range(_CHUNK, count, _CHUNK))
     threads = os.cpu_count() or 1
     with (
-        tqdm(total=count, desc=title, unit=" images", delay=1, leave=False) as bar,
+        tqdm(total=count, desc=title, unit=" images", delay=1, leave=False, disable=None) as bar,
         ThreadPoolExecutor(threads) as pool,
     ):
         try:

@@ -50,7 +50,7 @@ class Logger:
             bar_format=_BAR,
             dynamic_ncols=True,
             mininterval=0.5,
-            disable=not sys.stderr.isatty(),
+            disable=None,  # where it is not on a terminal
         )
         self._plan, self._step = plan, first_step
         self._epoch = _of_unfinished_epoch(rows, first_step // plan.steps_per_epoch)

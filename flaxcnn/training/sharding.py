@@ -109,7 +109,8 @@ class Pmap:
         def eval_call(variables, arrays, items):
             outputs = mapped(variables, arrays, items)
             return jax.tree.map(
-                lambda x: np.asarray(x).swapaxes(0, 1).reshape(x.shape[1], -1), outputs
+                lambda x: np.asarray(x).swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:]),
+                outputs,
             )
 
         return eval_call

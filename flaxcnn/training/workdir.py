@@ -29,8 +29,9 @@ class Workdir:
 
     def __init__(self, path: str | Path):
         self.path = Path(os.path.expanduser(path))
-        older = self.path / "checkpoints"
-        self.checkpoints = older if older.is_dir() else self.path / "saved"
+        older, newer = self.path / "checkpoints", self.path / "saved"
+        # Older versions made an empty one by looking: what is in the newer counts.
+        self.checkpoints = older if older.is_dir() and not newer.is_dir() else newer
         self.metrics = self.path / "metrics.jsonl"
         self.curves = self.path / "curves.png"
         self.confusion_matrix = self.path / "confusion_matrix.png"

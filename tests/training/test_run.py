@@ -209,6 +209,7 @@ def test_sessions_are_kept_and_what_changed_is_said(tmp_path, monkeypatch, capsy
 def test_unreadable_checkpoints_end_a_run_in_one_line(tmp_path):
     config = make_config(2)
     assert train(config, tmp_path, stop=lambda: True) is None
+    (tmp_path / "checkpoints").mkdir()  # as older versions left it by looking for some
     for file in (tmp_path / "saved").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")

@@ -89,3 +89,14 @@ def test_a_batch_that_cannot_be_divided_is_named():
         check_divisible("data.batch_size", 30, 8)
     with pytest.raises(UserError, match="optimizer.accumulate 3; got 32"):
         check_divisible("data.batch_size", 32, 8, 3)
+
+
+@pytest.mark.parametrize("kind", [Jit, Pmap])
+def test_outputs_of_an_example_keep_their_shape(kind):
+    """As of masks and boxes: [K, batch, ...] comes back, in the batch's order."""
+    parallel = kind()
+    items = np.arange(2 * 16 * 3).reshape(2, 16, 3)
+    evaluate = parallel.compile_eval(lambda variables, arrays, items: {"boxes": items + variables})
+    one = parallel.replicate(np.int32(1))
+    outputs = evaluate(one, parallel.replicate(np.int32(0)), parallel.split(items))
+    np.testing.assert_array_equal(outputs["boxes"], items + 1)

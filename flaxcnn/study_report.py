@@ -69,8 +69,9 @@ def write_report(
 def _describe_quick(study: Study) -> str:
     fields = ", ".join(f"{name}={value!r}" for name, value in study.quick.items())
     return (
-        f"**This is the quick form (`--quick`: {fields or 'nothing shorter'}), which shows that the "
-        "study works. Its figures are not the study's; what the text concludes is of the full form.**"
+        f"**This is the quick form (`--quick`: {fields or 'nothing shorter'}), which shows that "
+        "the study works. Its figures are not the study's; what the text concludes is of the full "
+        "form.**"
     )
 
 

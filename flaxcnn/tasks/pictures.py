@@ -115,9 +115,11 @@ def draw_predictions(
         axes.set(xticks=[], yticks=[])
         predicted, true = int(predictions[index]), int(labels[index])
         error = predicted != true
-        name = _shorten(class_names[predicted], 12) if predicted >= 0 else "none"
+        said = "none"
+        if predicted >= 0:
+            said = f"{_shorten(class_names[predicted], 12)} ({probabilities[index]:.0%})"
         axes.set_title(
-            f"{name} ({probabilities[index]:.0%})\ntrue: {_shorten(class_names[true], 12)}",
+            f"{said}\ntrue: {_shorten(class_names[true], 12)}",
             fontsize=8,
             color=RED if error else "black",
             parse_math=False,

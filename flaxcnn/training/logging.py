@@ -103,7 +103,7 @@ class Logger:
         self._epoch.clear()
 
     def _describe_rate(self) -> str:
-        """ "1,234 images/s, 00:56 left, ", of training alone; "" before a call has been timed."""
+        """As `1,234 images/s, 00:56 left, `, of training alone; empty before a call is timed."""
         if not self._steps:
             return ""
         text = f"{self._steps * self._plan.batch_size / self._seconds:,.0f} images/s, "

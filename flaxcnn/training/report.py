@@ -26,11 +26,9 @@ def print_start(experiment: Experiment) -> None:
     splits = ", ".join(f"{count:,} {name}" for name, count in facts.examples.items())
     threads = f", {count_threads()} threads" if device.platform == "cpu" else ""
     extended = f", {sum(facts.extended)} of them added" if facts.extended else ""
-    shape = "x".join(map(str, facts.image_shape))
+    images = f"{splits} images, {'x'.join(map(str, facts.image_shape))}"
     print(f"{experiment.config.model.name}: {facts.parameters:,} parameters")
-    print(
-        f"{experiment.config.data.source}: {splits} images, {shape}, of {len(facts.class_names)} classes"
-    )
+    print(f"{experiment.config.data.source}: {images}, of {len(facts.class_names)} classes")
     print(f"{jax.device_count()} x {device.device_kind}{threads}", end="; ")
     epochs = f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}{extended}"
     print(f"{epochs}, of {plan.steps_per_epoch:,} steps", flush=True)

@@ -3,9 +3,9 @@
 config.json (what was asked for), run.json (what was found: classes, normalisation, steps per
 call), splits.json (of a folder of images: which file is in which split), environment.json,
 metrics.jsonl, TensorBoard events, saved/ (the checkpoints; `checkpoints/` in older runs, a name
-that Colab's file browser has hidden, colabtools#621), and at the end predictions.npz (of every example
-true_label, label, -1 for none, probability, and path in the folder or index), the pictures and
-result.json.
+that Colab's file browser has hidden, colabtools#621), and at the end predictions.npz (of every
+example true_label, label, -1 for none, probability, and path in the folder or index), the pictures
+and result.json.
 JSON files appear whole or not at all.
 """
 

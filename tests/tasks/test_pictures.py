@@ -1,5 +1,6 @@
 """The pictures exist, have the right size and show what they should."""
 
+import math
 from pathlib import Path
 
 import matplotlib.image
@@ -176,3 +177,44 @@ def test_others_may_read_a_picture(tmp_path):
 def test_pyplot_is_not_needed():
     """Figures come from matplotlib.figure, so that no display is asked for and none leaks."""
     assert "pyplot" not in Path(pictures.__file__).read_text()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures instead of files: what is in them, without drawing it."""
+    found = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: found.append(figure))
+    return found
+
+
+def test_training_curves_are_faint_under_their_means_by_epoch(figures):
+    rows = [
+        {"split": "train", "epoch": epoch, "loss": loss, "learning_rate": 0.1}
+        for epoch, loss in [(0.5, 4.0), (1.0, 2.0), (1.5, 1.0), (2.0, math.nan), (2.5, 0.5)]
+    ]
+    rows.append({"split": "validation", "epoch": 1.0, "loss": 3.0})
+    pictures.draw_curves("curves.png", rows)
+    losses, _, rates = figures[0].axes
+    raw, means, validation = losses.lines
+    assert raw.get_alpha() == 0.3 and raw.get_label().startswith("_")
+    np.testing.assert_array_equal(raw.get_ydata(), [4, 2, 1, 0.5])
+    np.testing.assert_array_equal(means.get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(means.get_ydata(), [3, 1, 0.5])
+    assert [line.get_label() for line in (means, validation)] == ["train", "validation"]
+    assert len(rates.lines) == 1  # a rate has no noise
+
+
+def test_pictures_of_predictions_name_files_and_say_where_there_is_no_class(figures):
+    pictures.draw_predictions(
+        "predictions.png",
+        np.zeros((2, 4, 4, 1), np.uint8),
+        np.array([0, 1]),
+        np.array([0, -1]),
+        np.array([0.5, np.nan]),
+        ["cat", "dog"],
+        names=["cat/1.png", "a/very/long/path/to/dog/2.png"],
+    )
+    first, second = figures[0].axes
+    assert first.get_xlabel() == "cat/1.png"
+    assert second.get_xlabel() == "…g/path/to/dog/2.png"
+    assert second.get_title().startswith("none\n")

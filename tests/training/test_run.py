@@ -15,7 +15,6 @@ from flaxcnn import train_command
 from flaxcnn.errors import UserError
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, run, train
 from flaxcnn.training import sessions as sessions_module
-from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.extend import extend
 from flaxcnn.training.inference import load_run
 from flaxcnn.training.logging import read_rows

@@ -165,7 +165,8 @@ class _Windows(NamedTuple):
 def _place_windows(
     x: Array, window_shape: Sizes, strides: Sizes | None, padding: Padding, ceil_mode: bool
 ) -> _Windows:
-    rank = x.ndim - 2 if as_integer(window_shape) is not None else len(window_shape)
+    single = as_integer(window_shape) is not None
+    rank = x.ndim - 2 if single else len(np.atleast_1d(window_shape))
     if not 0 < rank < x.ndim:
         raise UserError(f"pooling: no window of {window_shape} fits in an array of {x.ndim} axes")
     shape = per_axis(window_shape, rank, "window_shape")

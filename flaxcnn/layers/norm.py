@@ -29,12 +29,13 @@ class BatchNorm(nn.Module):
     batch is that of all devices along `axis_name`, or of each of `axis_index_groups`. A batch
     without values leaves the running averages as they are, and is normalised by them.
 
-    Takes what Flax's takes by keyword. What differs: the variance is the mean square of the
-    differences from the mean, Flax's `use_fast_variance=False`, since E[x^2] - E[x]^2 is off by
-    several deviations for a mean of 100 and a deviation of 0.1; the result is float32 unless
-    `dtype` is another, and None promotes input and parameters, as is Flax's default; `axis` is one
-    axis, and the order of the attributes is another. Statistics are computed in float32 at least,
-    unless `force_float32_reductions` is false.
+    Takes what Flax's takes by keyword. What differs: with `use_fast_variance`, mean and variance
+    are those of the differences from the running mean, as E[x^2] - E[x]^2 loses all digits of a
+    deviation that is far smaller than the mean. So does this, for as long as the running mean is
+    far from the batch's; false goes over the batch twice, which is always right (docs/adr/0011).
+    The result is float32 unless `dtype` is another, and None promotes input and parameters, as is
+    Flax's default; `axis` is one axis, and the order of the attributes is another. Statistics are
+    computed in float32 at least, unless `force_float32_reductions` is false.
     """
 
     use_running_average: bool | None = None
@@ -49,7 +50,7 @@ class BatchNorm(nn.Module):
     axis: int = -1
     param_dtype: Dtype = jnp.float32
     axis_index_groups: Any = None
-    use_fast_variance: bool = False
+    use_fast_variance: bool = True
     force_float32_reductions: bool = True
 
     @nn.compact
@@ -105,7 +106,10 @@ class BatchNorm(nn.Module):
         if running or 0 in x.shape:
             return old_mean.value, old_variance.value
         count = None if mask is None else self._sum(mask.astype(jnp.float32))
-        news = self._moments(x.astype(promote(x.dtype, dtype)), mask, count)
+        x = x.astype(promote(x.dtype, dtype))
+        # Averages that have overflowed once must not spread to all later batches.
+        centre = jnp.where(jnp.isfinite(old_mean.value), old_mean.value, 0).astype(x.dtype)
+        news = self._moments(x, centre, mask, count)
         results = []
         for old, new in zip((old_mean, old_variance), news, strict=True):
             before, kept = old.value, self.momentum
@@ -118,11 +122,13 @@ class BatchNorm(nn.Module):
             results.append(new)
         return results[0], results[1]
 
-    def _moments(self, x: Array, mask: Array | None, count: Array | None) -> tuple[Array, Array]:
-        """Mean and biased variance per channel.
+    def _moments(
+        self, x: Array, centre: Array, mask: Array | None, count: Array | None
+    ) -> tuple[Array, Array]:
+        """Mean and biased variance per channel: of a constant c, E[|x - c|^2] - |E[x - c]|^2.
 
-        The variance is E[|x - c|^2] - |E[x] - c|^2 for a constant c. With c = E[x] the last term
-        is zero, and so are its derivatives but the second ones.
+        The nearer c is to the mean, the fewer digits cancel. The `centre` that the caller knows is
+        there before the batch is: both sums are then taken as the batch is made.
         """
 
         def average(values: Array) -> Array:
@@ -130,12 +136,12 @@ class BatchNorm(nn.Module):
                 return self._across(sum_per_channel(values) / (values.size // values.shape[-1]))
             return self._sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)
 
-        mean = average(x)
-        if self.use_fast_variance:
-            return mean, jnp.maximum(average(_square(x)) - _square(mean), 0)
-        centre = lax.stop_gradient(mean)
-        variance = average(_square(x - spread_per_channel(centre, x)))
-        return mean, variance - _square(mean - centre)
+        if not self.use_fast_variance:
+            centre = average(x)
+        centre = lax.stop_gradient(centre)
+        differences = x - spread_per_channel(centre, x)
+        offset, squares = average(differences), average(_square(differences))
+        return centre + offset, jnp.maximum(squares - _square(offset), 0)
 
     def _sum(self, values: Array) -> Array:
         return self._across(sum_per_channel(values), lax.psum)

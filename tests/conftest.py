@@ -1,5 +1,8 @@
 """Every test runs on CPU with 8 virtual devices, strict ranks and a compilation cache.
 
+Without -m, the tests marked `slow` or `zoo` are left out. What a run costs is printed at its end in
+CPU-seconds, by file, and limited (cpu_seconds.py).
+
 A test compiles for longer than it computes, so LLVM's optimizations are left out (XLA's are not):
 four files took 23 to 55 % less time. The commands that tests start are compiled as a user's; for
 the tests themselves, too, set XLA_FLAGS=--xla_backend_optimization_level=3, as two training steps
@@ -7,6 +10,7 @@ of -m zoo need: without, rounding moves a gradient of each by 0.13 %, and 0.1 is
 """
 
 import gc
+import importlib.util
 import os
 import subprocess
 import sys
@@ -40,13 +44,27 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The files that take longest first, so that the two processes end together.
 
-    What is marked `zoo` runs only where -m speaks of it.
+    What is marked `slow` or `zoo` runs only where -m speaks of it.
     """
-    if "zoo" not in config.option.markexpr:
-        config.hook.pytest_deselected(items=[item for item in items if "zoo" in item.keywords])
-        items[:] = [item for item in items if "zoo" not in item.keywords]
-    first = ("test_parity_training", "test_parity", "test_augment_devices", "test_real_resnet20")
+    for tier in ("slow", "zoo"):
+        if tier not in config.option.markexpr:
+            config.hook.pytest_deselected(items=[item for item in items if tier in item.keywords])
+            items[:] = [item for item in items if tier not in item.keywords]
+    first = ("test_parity", "test_augment_devices", "test_conv_forms", "test_pool", "test_zoo")
     items.sort(key=lambda item: "slow" not in item.keywords and item.path.stem not in first)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_load("cpu_seconds").CpuSeconds(config), "cpu_seconds")
+
+
+def _load(name: str):
+    """A module that lies beside this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module", autouse=True)

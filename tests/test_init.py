@@ -16,16 +16,16 @@ print((end - start) / (middle - start), *sys.modules)
 
 
 def test_import_is_light(command_env):
-    runs = [
-        subprocess.run(
+    for _ in range(3):  # another process may have disturbed one or two
+        ratio, *modules = subprocess.run(
             [sys.executable, "-c", MEASURE],
             env=command_env,
             capture_output=True,
             text=True,
             check=True,
         ).stdout.split()
-        for _ in range(3)
-    ]
-    loaded = {module.split(".")[0] for module in runs[0][1:]}
-    assert "flaxcnn" in loaded and not loaded & set(HEAVY)
-    assert min(float(run[0]) for run in runs) < 1.5
+        loaded = {module.split(".")[0] for module in modules}
+        assert "flaxcnn" in loaded and not loaded & set(HEAVY)
+        if float(ratio) < 1.5:
+            return
+    raise AssertionError(f"{ratio} times as long as flax.linen")

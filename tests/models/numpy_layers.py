@@ -25,12 +25,16 @@ def conv2d(
 
     Group g of the outputs sees group g of the inputs.
     """
-    height, width, _, features = kernel.shape
+    height, width, depth, features = kernel.shape
     rows, cols = _pair(dilation)
     extent = (rows * (height - 1) + 1, cols * (width - 1) + 1)
     windows = _windows(np.pad(np.asarray(x, float), _border(padding)), extent, stride)
     windows = windows[..., ::rows, ::cols]  # [N, H', W', C, h, w]
     kernel = np.asarray(kernel, float)
+    if depth == 1 and features == groups:  # the loop below, at once
+        taps = np.ndindex(height, width)
+        y = np.sum([windows[..., i, j] * kernel[i, j, 0] for i, j in taps], axis=0)
+        return y if bias is None else y + np.asarray(bias, float)
     y = np.concatenate(
         [
             np.tensordot(seen, part, axes=((3, 4, 5), (2, 0, 1)))

@@ -1,7 +1,8 @@
-"""What the parity tests share: networks with the weights that the other library drew too."""
+"""What the parity tests need: networks with the weights that the other library drew too."""
+
+import functools
 
 import numpy as np
-import pytest
 from draw import draw_images, draw_weight
 from flax import traverse_util
 from networks import CLASSES, REFERENCES
@@ -10,36 +11,29 @@ from flaxcnn.models import create_model
 from flaxcnn.weights.convert import convert, list_sources
 
 
-def make_cases(references, is_long):
-    """Cases of a test, those that take long marked `zoo`."""
-    return pytest.mark.parametrize(
-        "reference",
-        [
-            pytest.param(r, id=r.path.stem, marks=[pytest.mark.zoo] if is_long(r) else [])
-            for r in references
-        ],
-    )
-
-
-each_reference = make_cases(REFERENCES, lambda r: r.is_deep)
-each_training_reference = make_cases(
-    [r for r in REFERENCES if r.training], lambda r: r.has_long_step
-)
-
-
-def prepare(reference):
+@functools.lru_cache(maxsize=1)  # a network's logits and its training step are neighbours
+def prepare(path):
     """Our network, its variables converted from drawn weights, their names, and the images."""
-    kwargs = {"num_classes": CLASSES, **reference.kwargs}
-    model = create_model(reference.model, **kwargs)
-    sources = list_sources(reference.model, model, reference.layout)
+    reference = next(r for r in REFERENCES if r.path == path)
+    model, sources = find_sources(reference)
     tensors = {}
     for source in sources.values():
         fan_in = int(np.prod(source.shape[:-1]))
         for name, shape in source.their_shapes.items():
             tensors[name] = draw_weight(name, shape, fan_in, *reference.scale)
-    variables = convert(reference.model, tensors, reference.layout, **kwargs)
+    variables = convert(reference.model, tensors, reference.layout, **arguments(reference))
     images = draw_images(reference.batch, reference.side, reference.side, 3)
     return model, variables, sources, images
+
+
+def arguments(reference):
+    return {"num_classes": CLASSES, **reference.kwargs}
+
+
+def find_sources(reference):
+    """Our network and where its variables come from."""
+    model = create_model(reference.model, **arguments(reference))
+    return model, list_sources(reference.model, model, reference.layout)
 
 
 def by_source(tree, sources):

@@ -1,6 +1,7 @@
 """What holds for the textbooks' networks: size, gradients, interface. For the zoo see test_zoo."""
 
 import csv
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +44,10 @@ SMALL_SIDES = {
 each_model = pytest.mark.parametrize("name", sorted(SIZES))
 
 
+@functools.cache
 def shapes(model, input_shape):
-    images = jnp.zeros((2, *input_shape))
-    return jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+    images = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
 
 
 def random(seed, shape, scale):
@@ -107,7 +109,8 @@ def test_multiply_adds(name):
     assert counted == v.macs
 
 
-@each_model
+# With dropout off, cats_dogs_cnn_dropout computes what cats_dogs_cnn does: see below.
+@pytest.mark.parametrize("name", sorted(set(SIZES) - {"cats_dogs_cnn_dropout"}))
 def test_every_parameter_gets_a_gradient(name):
     model, images, variables = small(name)
 

@@ -6,7 +6,8 @@ Needs torch==2.13.0 (CPU build), torchvision, timm and keras, each installed wit
 that keeps a larger torch or TensorFlow away. Files: golden/MODEL.LAYOUT.npz with float32 `logits`
 of the evaluation mode, and of one training step `loss`, and in the order of sorted source names
 `gradients` (L2 norms) and `means` and `variances` (L2 norms of the batch statistics of each
-BatchNorm; the variances are biased, as Flax averages them). --check compares new ones with the
+BatchNorm; the variances are biased, as Flax averages them); of a second layout also `tensors`,
+"NAME SHAPE" of each. --check compares new ones with the
 files and writes nothing.
 """
 
@@ -42,6 +43,8 @@ def run_torch(reference: Reference) -> dict[str, np.ndarray]:
     model.eval()
     with torch.no_grad():
         results = {"logits": model(x).numpy()}
+    if reference.is_second_layout:
+        results["tensors"] = list_tensors(model)
     if not reference.training:
         return results
     sizes = {}
@@ -76,6 +79,17 @@ def run_torch(reference: Reference) -> dict[str, np.ndarray]:
     }
 
 
+def list_tensors(model) -> np.ndarray:
+    """The names and shapes of a network's tensors, sorted."""
+    return np.array(
+        sorted(
+            f"{name} {tuple(tensor.shape)}"
+            for name, tensor in model.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        )
+    )
+
+
 def _norms(arrays: dict[str, np.ndarray]) -> np.ndarray:
     return np.array(
         [np.linalg.norm(arrays[name].astype(np.float64)) for name in sorted(arrays)], np.float32
@@ -108,7 +122,11 @@ def main() -> int:
             continue
         golden = np.load(reference.path)
         same = set(golden) == set(results) and all(
-            np.allclose(golden[key], results[key], rtol=1e-3, atol=1e-6 * abs(results[key]).max())
+            np.array_equal(golden[key], results[key])
+            if key == "tensors"
+            else np.allclose(
+                golden[key], results[key], rtol=1e-3, atol=1e-6 * abs(results[key]).max()
+            )
             for key in results
         )
         different += not same

@@ -30,7 +30,14 @@ class Reference(NamedTuple):
     @property
     def is_deep(self) -> bool:
         """Whether it is compared with `pytest -m zoo` only."""
-        return self.model in DEEP and not self.case
+        return not DEEP.isdisjoint({self.model + self.case, self.path.stem}) or (
+            self.is_second_layout
+        )
+
+    @property
+    def is_second_layout(self) -> bool:
+        """Whether another layout of the same network is compared, and of this one names, shapes."""
+        return self.path.stem in SECOND_LAYOUTS
 
     @property
     def has_long_step(self) -> bool:
@@ -64,11 +71,19 @@ DEEP = {
     *("mobilenet_v1_0.50_128", "mobilenet_v1_0.75_128"),
     *("mobilenet_v2_0.50_96", "mobilenet_v2_0.75_96"),
     *("inception_v4", "darknet53", "resnext50_32x4d", "seresnet50_v1"),  # not their short forms
+    *("vgg16.torchvision", "mobilenet_v1_1.00_128", "mobilenet_v2_1.00_96"),
+    "densenet121.torchvision",  # its short form; whole as in Keras
+    "nasnet_a_large-small",  # its skipped reduction is compared with NumPy in test_nasnet.py
+}
+# "vgg11.torchvision" is VGG's second form with its dense layers, of 120 million weights.
+SECOND_LAYOUTS = {
+    "vgg11.torchvision",
+    *("resnet18.timm", "resnet50.timm", "mobilenet_v2.timm", "vgg11.timm", "inception_v3.timm"),
 }
 # Training steps that take long to compile or to draw, of layers that other networks' training steps
 # have too.
 LONG_STEPS = {
-    *("resnet50", "vgg11_bn"),
+    *("resnet50", "vgg11_bn", "mobilenet_v2", "squeezenet1_1"),
     *("googlenet_bn_tv_aux", "inception_v3_keras", "inception_v4-short"),
     *("inception_resnet_v2-short", "nasnet_a_mobile-small", "resnet50v2", "resnext50_32x4d-short"),
     *("mobilenetv2_050", "mobilenet_v2_0.35_96", "mobilenet_v1_0.25_128", "xception"),

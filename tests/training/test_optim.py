@@ -1,5 +1,7 @@
 """Update rules against their formulas in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,12 +52,17 @@ def updates(gradients, name="sgd", kwargs=None, **fields):
     config = OptimizerConfig(name=name, kwargs=ConfigDict(kwargs or {}), **fields)
     tx = make_optimizer(config, optax.constant_schedule(RATE))
     params = to_jax(PARAMS)
-    state, result = jax.jit(tx.init)(params), []
-    step = jax.jit(tx.update)
+    state, result = tx.init(params), []
+    step = jax.jit(tx.update) if len(gradients) > 1 else tx.update
     for gradient in gradients:
         update, state = step(to_jax(gradient), state, params)
         result.append(jax.tree.map(np.asarray, update))
     return result
+
+
+@functools.cache
+def plain_updates(name):
+    return updates([A, B], name)
 
 
 def check(got, expected, rtol=1e-5):
@@ -104,7 +111,7 @@ def two_steps(name, a, b, p):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "muon"])
 def test_first_two_updates_follow_the_formula(name):
     rtol = 1e-3 if name == "lamb" else 1e-4  # whose epsilon is 1e-6 where adam has 1e-8
-    first, second = updates([A, B], name)
+    first, second = plain_updates(name)
     for layer in ("conv", "dense"):
         expected = two_steps(name, *(tree[layer]["kernel"] for tree in (A, B, PARAMS)))
         check(first[layer]["kernel"], expected[0], rtol)
@@ -145,7 +152,7 @@ def test_muon_leaves_biases_and_norms_to_adam():
         check(update[layer][leaf], -RATE * mean)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["lars", "muon"])  # the others' every update is known above
 def test_a_quadratic_decreases(name):
     target = to_jax(A)
 
@@ -153,7 +160,7 @@ def test_a_quadratic_decreases(name):
         squares = jax.tree.map(lambda p, t: jnp.sum((p - t) ** 2), params, target)
         return sum(jax.tree.leaves(squares))
 
-    rate = {"adagrad": 0.2, "muon": 0.1}.get(name, 0.02)
+    rate = {"muon": 0.1, "lars": 0.02}[name]
     kwargs = ConfigDict({"trust_coefficient": 1.0} if name == "lars" else {})
     config = OptimizerConfig(name=name, kwargs=kwargs)
     tx = make_optimizer(config, optax.constant_schedule(rate))
@@ -179,7 +186,7 @@ def test_kernels_are_known_by_their_name():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weight_decay_moves_kernels_only(name):
-    plain, decayed = updates([A, B], name)[1], updates([A, B], name, weight_decay=0.01)[1]
+    plain, decayed = plain_updates(name)[1], updates([A, B], name, weight_decay=0.01)[1]
     for layer, leaves in plain.items():
         for leaf, update in leaves.items():
             change = np.abs(update - decayed[layer][leaf]).max()
@@ -271,7 +278,7 @@ def test_the_schedule_is_followed():
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_learn_at_rates_of_their_own(name):
     rates = {"*bias": 64, "b*/bias": 0.5, "dense/kernel": 0}
-    plain, scaled = (updates([A, B], name, rates=ConfigDict(r))[1] for r in ({}, rates))
+    plain, scaled = plain_updates(name)[1], updates([A, B], name, rates=ConfigDict(rates))[1]
     factors = {"conv/bias": 64, "bn/bias": 32, "dense/bias": 64, "dense/kernel": 0}
     for layer, leaves in plain.items():
         for leaf, update in leaves.items():
@@ -293,10 +300,11 @@ def test_lookahead_goes_back_to_the_slow_copy(steps):
     fast = slow = to_jax(PARAMS)
     expected = PARAMS["conv"]["kernel"]
     expected_slow = expected
+    lookahead = jax.jit(lookahead)
     for step in range(1, steps + 1):
         change = make_tree(step)
         fast = jax.tree.map(jnp.add, fast, to_jax(change))
-        fast, slow = jax.jit(lookahead)(jnp.int32(step), fast, slow)
+        fast, slow = lookahead(jnp.int32(step), fast, slow)
         expected = expected + change["conv"]["kernel"]
         if step % every == 0 or step == steps:
             kept = decay**every * (step / steps) ** 3

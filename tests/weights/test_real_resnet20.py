@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from flaxcnn.data.images import ImageFormat
@@ -15,7 +16,11 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def test_resnet20_on_cifar10(shared, tfds_dir):
+# Of the first 2,000 images PyTorch's layers get as many right (tests/reference/make_resnet20.py).
+@pytest.mark.parametrize(
+    ("images", "right"), [(2_000, 1835), pytest.param(10_000, 9173, marks=pytest.mark.slow)]
+)
+def test_resnet20_on_cifar10(images, right, shared, tfds_dir):
     tensors = load_file(shared / "data" / "weights" / "cifar10_resnet20.safetensors")
     variables = convert("cifar_resnet20", tensors, layout="torchvision")
     exported = export("cifar_resnet20", variables, layout="torchvision")
@@ -27,10 +32,10 @@ def test_resnet20_on_cifar10(shared, tfds_dir):
     predict = jax.jit(functools.partial(model.apply, train=False))
     test = open_tfds("cifar10", ImageFormat((), "crop", 0)).records["test"]
     correct = 0
-    for start in range(0, len(test), 500):
-        images, labels = map(np.stack, zip(*test.read(np.arange(start, start + 500)), strict=True))
-        normalized = (images.astype(np.float32) / 255 - MEAN) / STD
+    for start in range(0, images, 500):
+        pixels, labels = map(np.stack, zip(*test.read(np.arange(start, start + 500)), strict=True))
+        normalized = (pixels.astype(np.float32) / 255 - MEAN) / STD
         logits = predict(variables, normalized)
         correct += int((np.argmax(logits, -1) == labels).sum())
     assert len(test) == 10_000
-    assert correct == 9173
+    assert correct == right

@@ -12,8 +12,10 @@ of -m zoo need: without, rounding moves a gradient of each by 0.13 %, and 0.1 is
 import gc
 import importlib.util
 import os
+import random
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,10 +46,22 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The files that take longest first, so that the two processes end together.
 
-    What is marked `slow` or `zoo` runs only where -m speaks of it.
+    What is marked `slow` or `zoo` runs only where -m speaks of it, or FILE::TEST. Of the cases of
+    a test marked `sample(n)`, as many run by default, the same each time, and the rest are `zoo`.
     """
+    grids = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sample"):
+            grids[item.nodeid.partition("[")[0]].append(item)
+    for name, cases in grids.items():
+        (count,) = cases[0].get_closest_marker("sample").args
+        chosen = random.Random(name).sample(cases, min(count, len(cases)))
+        for item in cases:
+            if item not in chosen:
+                item.add_marker(pytest.mark.zoo)
+    named = any("::" in argument for argument in config.args)
     for tier in ("slow", "zoo"):
-        if tier not in config.option.markexpr:
+        if tier not in config.option.markexpr and not named:
             config.hook.pytest_deselected(items=[item for item in items if tier in item.keywords])
             items[:] = [item for item in items if tier not in item.keywords]
     first = ("test_parity", "test_augment_devices", "test_conv_forms", "test_pool", "test_zoo")
@@ -55,6 +69,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    line = "sample(n): of its cases n run by default, as few as jax's own tests try of a grid"
+    config.addinivalue_line("markers", line)
     config.pluginmanager.register(_load("cpu_seconds").CpuSeconds(config), "cpu_seconds")
 
 

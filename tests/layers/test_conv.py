@@ -115,6 +115,7 @@ def test_transforms_are_lax(transform):
     assert_close(jax.jit(transform(conv))(x, kernel), jax.jit(transform(lax_conv))(x, kernel))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("axes", [(1, None), (None, 2), (0, 3), (-1, 0)], ids=str)
 @pytest.mark.parametrize("of", ["convolution", "transposes", "jvp of gradient"])
 def test_vmap_is_lax(of, axes):
@@ -166,6 +167,7 @@ def test_cpu_gradients_are_canonical_convolutions_or_matrix_products_in_every_or
         assert ours and set(ours) == {CANONICAL}, name
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("channels", [1, 3, 7, 8, 16])
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (0, 3)), ((-1, 1), (1, -1))])
 def test_the_kernel_gradient_is_lax(channels, padding):
@@ -178,6 +180,7 @@ def test_the_kernel_gradient_is_lax(channels, padding):
     assert_close(ours, theirs)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("name", ["convolution", "gradient", "jvp"])
 def test_accelerators_get_what_lax_writes(platform, name):
@@ -241,6 +244,7 @@ def test_pmap_is_one_device():
     assert_close(ours, jax.grad(wavy(lax_conv), 1)(x, kernel))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

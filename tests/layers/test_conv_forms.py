@@ -15,6 +15,7 @@ from lax_convolutions import FORMS, assert_close, derivatives, gradient, lax_con
 from flaxcnn.layers import Conv, ConvTranspose, DepthwiseConv, SeparableConv, conv, conv_transpose
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_value_and_derivatives_are_lax(form):
     x_shape, kernel_shape, arguments = form
@@ -25,6 +26,7 @@ def test_value_and_derivatives_are_lax(form):
     assert_close(ours, theirs)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("axes", [(0, None), (None, 1), (2, 0)], ids=str)
 @pytest.mark.parametrize("name", ["3x3 / 2", "3 groups / 2", "depthwise", "1x1 / 2"])
 def test_vmap_is_lax(name, axes):
@@ -42,6 +44,7 @@ def test_vmap_is_lax(name, axes):
     assert_close(mapped(conv)(*stacks), mapped(lax_conv)(*stacks))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("name", ["3x3 / 2", "3 groups / 2", "depthwise / 2", "dilated / 2"])
 def test_accelerators_get_what_lax_writes(name, platform):
@@ -87,6 +90,7 @@ def test_shard_map_and_pmap_are_one_device(name):
     assert_close((dx.reshape(x.shape), dkernel.sum(0)), expected)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["3x3 / 2", "3 groups / 2", "depthwise / 2"])
 def test_linearize_checkpoint_and_hessian_are_lax(name):
     x_shape, kernel_shape, arguments = FORMS[name]
@@ -134,6 +138,7 @@ def test_the_kernel_gradient_on_cpu_is_eigens_convolution():
         assert " convolution(" in line and "dim_labels=b01f_01io->b01f" in line, (size, padding)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("strides", [1, 2, (3, 2), (4, 4)], ids=str)
 @pytest.mark.parametrize("kernel_size", [(3, 3), (4, 2), (1, 5)], ids=str)
@@ -197,6 +202,7 @@ def test_separable_is_depthwise_then_pointwise():
     assert_close(module.apply({"params": params}, x), y)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["3x3 / 2", "1x1 / 2", "dilated", "3 groups / 2", "depthwise"])
 def test_bfloat16_stays_bfloat16(name):
     x_shape, kernel_shape, arguments = FORMS[name]

@@ -65,6 +65,7 @@ def value_and_gradient(pool, x):
     return y, transpose(weights(y))[0]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_max_pool_and_its_gradient_are_flax_with_ties(window):
     x = ties(2, 7, 8, 3)
@@ -81,6 +82,7 @@ def test_max_pool_gradient_goes_to_the_first_maximum():
     np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0], [0, 0]])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("window", WINDOWS[::2], ids=str)
 def test_max_pool_of_every_order(window):
     x = weights(jnp.zeros((2, 6, 6, 2)))
@@ -116,6 +118,7 @@ def test_gradient_selects_elementwise(window):
     assert "scatter" not in ours.as_text() and "scatter(" not in ours.compile().as_text()
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("count_include_pad", [True, False])
 def test_avg_pool_and_its_gradient_are_flax(window, count_include_pad):
@@ -148,6 +151,7 @@ def test_adaptive_pool_averages_bins_that_overlap():
     np.testing.assert_array_equal(adaptive_avg_pool(jnp.asarray(x), (5, 3)), x)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("case", TORCH["windows"], ids=lambda case: case["pool"])
 def test_pools_and_their_gradients_are_pytorchs(case):
     window, strides, pad, ceil_mode, *count_include_pad = case["arguments"].values()
@@ -179,6 +183,7 @@ def starts_of_windows(size, window, stride, border):
     ]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("window", [2, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 @pytest.mark.parametrize("borders", [((0, 0), (1, 1)), ((0, 1), (1, 0))], ids=str)
@@ -208,6 +213,7 @@ def test_ceil_mode_adds_nothing_to_same_padding():
         )
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_l2_pool_is_the_root_of_a_window_sum(window):
     x = weights(jnp.zeros((2, 7, 8, 3)))

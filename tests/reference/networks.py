@@ -83,7 +83,7 @@ SECOND_LAYOUTS = {
 # Training steps that take long to compile or to draw, of layers that other networks' training steps
 # have too.
 LONG_STEPS = {
-    *("resnet50", "vgg11_bn", "mobilenet_v2", "squeezenet1_1"),
+    *("resnet50", "vgg11_bn", "mobilenet_v2", "squeezenet1_1", "resnetv2_50"),
     *("googlenet_bn_tv_aux", "inception_v3_keras", "inception_v4-short"),
     *("inception_resnet_v2-short", "nasnet_a_mobile-small", "resnet50v2", "resnext50_32x4d-short"),
     *("mobilenetv2_050", "mobilenet_v2_0.35_96", "mobilenet_v1_0.25_128", "xception"),

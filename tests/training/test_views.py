@@ -132,7 +132,7 @@ def test_a_run_reports_with_its_views_and_the_plain_figures_beside(workdir, digi
     assert result["report"]["accuracy"] == pytest.approx(result["accuracy"])
     assert result["loss"] != pytest.approx(result["without_views"]["loss"], rel=1e-2)
     run(make_config(views=VIEWS), workdir)
-    *_, plain, last = capsys.readouterr().out.splitlines()
+    *_, plain, _, last = capsys.readouterr().out.splitlines()
     assert last.startswith(f"test accuracy {result['accuracy']:.4f} · 360 images · params ")
     assert plain == "without data.views: accuracy {accuracy:.4f} · loss {loss:.4f}".format(
         **result["without_views"]

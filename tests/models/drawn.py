@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+import flaxcnn
 from flaxcnn.models import create_model
 
 
@@ -32,7 +33,8 @@ def init_shapes(model, images):
 
 
 def init(model, images):
-    return jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0))
+    """Initial variables, those of `jit(model.init)` (test_initialize.py)."""
+    return flaxcnn.init(model, jax.random.key(0), images.shape[1:])
 
 
 def evaluate(model, variables, images):

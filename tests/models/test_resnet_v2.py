@@ -12,7 +12,7 @@ def test_strides_of_the_two_forms():
         name: [feature.stride for feature in feature_info(create_model(name), (64, 64, 3))]
         for name in ("resnet50v2", "resnetv2_50")
     }
-    assert strides == {"resnet50v2": [4, 8, 16, 32, 32], "resnetv2_50": [4, 4, 8, 16, 32]}
+    assert strides == {"resnet50v2": [2, 8, 16, 32, 32], "resnetv2_50": [2, 4, 8, 16, 32]}
 
 
 def test_names_with_timm_are_aliases():

@@ -73,6 +73,8 @@ DEEP = {
     *("inception_v4", "darknet53", "resnext50_32x4d", "seresnet50_v1"),  # not their short forms
     *("vgg16.torchvision", "mobilenet_v1_1.00_128", "mobilenet_v2_1.00_96"),
     "densenet121.torchvision",  # its short form; whole as in Keras
+    "googlenet.torchvision",  # that with auxiliary classifiers
+    *("seresnext101_32x4d_timm-short", "mobilenetv2_050"),
     "nasnet_a_large-small",  # its skipped reduction is compared with NumPy in test_nasnet.py
 }
 # "vgg11.torchvision" is VGG's second form with its dense layers, of 120 million weights.

@@ -1,4 +1,4 @@
-"""The commands as a user runs them, on one short run."""
+"""The commands on one short run: one process of each as a user starts it, the rest in this one."""
 
 import json
 import os
@@ -39,7 +39,9 @@ def workdir(run_command, tmp_path_factory) -> Path:
     return folder
 
 
-def test_evaluate_uses_the_best_checkpoint_and_agrees_with_scikit_learn(workdir, run_command):
+def test_evaluate_uses_the_best_checkpoint_and_agrees_with_scikit_learn(
+    workdir, run_command, capsys
+):
     finished = run_command(*CLI, "evaluate", "--workdir", workdir, "--json")
     result = json.loads(finished.stdout)
     validation = [
@@ -50,18 +52,18 @@ def test_evaluate_uses_the_best_checkpoint_and_agrees_with_scikit_learn(workdir,
     best = max(validation, key=lambda row: (row["accuracy"], row["step"]))
     assert result["step"] == best["step"]
     assert result["report"]["images"] == 360
-    on_validation = run_command(
-        *CLI, "evaluate", "--workdir", workdir, "--split", "validation", "--json"
-    )
-    assert json.loads(on_validation.stdout)["accuracy"] == pytest.approx(best["accuracy"])
-    assert json.loads(on_validation.stdout)["loss"] == pytest.approx(best["loss"], rel=1e-5)
+    assert main(["evaluate", "--workdir", str(workdir), "--split", "validation", "--json"]) == 0
+    on_validation = json.loads(capsys.readouterr().out)
+    assert on_validation["accuracy"] == pytest.approx(best["accuracy"])
+    assert on_validation["loss"] == pytest.approx(best["loss"], rel=1e-5)
 
 
-def test_the_last_checkpoint_gives_the_result_of_training(workdir, run_command):
-    finished = run_command(*CLI, "evaluate", "--workdir", workdir, "--checkpoint", "last")
+def test_the_last_checkpoint_gives_the_result_of_training(workdir, capsys):
+    assert main(["evaluate", "--workdir", str(workdir), "--checkpoint", "last"]) == 0
+    said = capsys.readouterr().out
     trained = json.loads((workdir / "result.json").read_text())
-    assert f"test accuracy {trained['accuracy']:.4f} · 360 images" in finished.stdout
-    assert "macro average" in finished.stdout
+    assert f"test accuracy {trained['accuracy']:.4f} · 360 images" in said
+    assert "macro average" in said
 
 
 def test_evaluate_with_views_and_at_another_size(workdir, capsys):
@@ -109,7 +111,7 @@ def test_visualize_augment_draws_a_config(capsys, tmp_path):
     assert said == "flaxcnn visualize: there is nothing to draw: the config has no data.augment\n"
 
 
-def test_predict_names_real_digits(workdir, run_command, tmp_path):
+def test_predict_names_real_digits(workdir, run_command, tmp_path, capsys):
     digits = load_digits()
     files = []
     for i in range(10):
@@ -126,9 +128,10 @@ def test_predict_names_real_digits(workdir, run_command, tmp_path):
         assert 0 < sum(probabilities) <= 1 + 1e-5
         right += result["top"][0]["class"] == str(target)
     assert right >= 9
-    shown = run_command(*CLI, "predict", "--workdir", workdir, files[0])
-    assert shown.stdout.startswith(f"{files[0]}\n")
-    assert shown.stdout.count("%") == 5
+    assert main(["predict", "--workdir", str(workdir), files[0]]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{files[0]}\n")
+    assert shown.count("%") == 5
 
 
 def write_digits(folder: Path, count: int) -> None:

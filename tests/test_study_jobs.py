@@ -29,8 +29,7 @@ def test_side_by_side_they_come_to_what_one_after_the_other_does(tmp_path, capfd
     assert carry_out_side_by_side(runs, 2)
     shown = capfd.readouterr()
     assert "epoch" not in shown.out
-    assert "step/s" not in shown.err
-    assert "2/2" in shown.err
+    assert not shown.err  # without a terminal no bar, but a line for each run
     results = []
     for run in runs:
         result = Workdir(run.workdir).read("result")

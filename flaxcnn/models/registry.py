@@ -90,7 +90,8 @@ def variant(name: str) -> Variant:
     """
     name = ALIASES.get(name, name)
     if name not in VARIANTS:
-        close = difflib.get_close_matches(name, VARIANTS, cutoff=0.4)
+        longer = [known for known in sorted(VARIANTS) if name.lower() in known]
+        close = longer[:5] or difflib.get_close_matches(name, VARIANTS, cutoff=0.4)
         hint = f"did you mean {', '.join(close)}?" if close else "see flaxcnn.list_models()"
         raise UserError(f"unknown model {name!r}: {hint}")
     return VARIANTS[name]

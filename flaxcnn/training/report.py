@@ -173,11 +173,7 @@ def print_result(workdir: Workdir) -> None:
     """The table, where the files are, and the line that programs read."""
     result: dict[str, Any] = workdir.read("result")
     print(format_report(result["report"]))
-    print(
-        f"\nin {workdir.path}: config.json environment.json run.json result.json metrics.jsonl "
-        f"tensorboard/ {workdir.checkpoints.name}/ predictions.npz curves.png confusion_matrix.png "
-        "predictions.png"
-    )
+    print(f"\nin {workdir.path}: {' '.join(workdir.contents())}")
     if "without_views" in result:
         plain = result["without_views"]
         print(f"without data.views: accuracy {plain['accuracy']:.4f} · loss {plain['loss']:.4f}")

@@ -105,6 +105,14 @@ class Workdir:
             raise UserError(f"{self._file('splits.json')} is not what the run has written")
         return Record(tuple(facts["class_names"]), version, files)
 
+    def contents(self) -> list[str]:
+        """What there is of a run, in the order in which it came; folders end in "/"."""
+        names = "config.json environment.json run.json splits.json result.json metrics.jsonl"
+        later = (self.examples, self.curves, self.confusion_matrix, self.predictions)
+        paths = map(self._file, names.split())
+        paths = [*paths, self._file("tensorboard"), self.checkpoints, *later]
+        return [f"{path.name}{'/' * path.is_dir()}" for path in paths if path.exists()]
+
     def read(self, name: str) -> dict[str, Any]:
         """The content of `<name>.json`. Raises UserError if it is missing or damaged."""
         file = self._file(f"{name}.json")

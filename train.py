@@ -2,7 +2,7 @@
 
 import sys
 
-from flaxcnn.cli import main
+from flaxcnn.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

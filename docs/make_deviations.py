@@ -5,7 +5,7 @@ python docs/make_deviations.py
 
 from pathlib import Path
 
-from flaxcnn.models.registry import DEVIATIONS
+from flaxcnn.models._registry import DEVIATIONS
 
 FILE = Path(__file__).with_name("deviations.md")
 HEADER = """# Where papers and ports differ

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcnn.cli import make_parser
-from flaxcnn.train_command import parse
+from flaxcnn.commands.main import make_parser
+from flaxcnn.commands.train import parse
 from flaxcnn.training import load_config, train
 from flaxcnn.training.config_file import list_files, read_docstring
 from flaxcnn.training.experiment import make_experiment
@@ -102,7 +102,7 @@ def test_a_config_is_valid_and_says_how_to_run_it(name):
 
 
 def test_every_command_of_the_readme_is_one():
-    """Names and options; what they do is tested in tests/test_cli.py."""
+    """Names and options; what they do is tested in tests/commands/test_main.py."""
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
     commands = re.findall(r"^flaxcnn (.*?)(?:  #.*)?$", blocks, re.MULTILINE)
     assert len(commands) > 6

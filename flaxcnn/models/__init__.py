@@ -1,5 +1,9 @@
 """The networks, one file per paper, and their registry."""
 
+from flaxcnn.models._initialize import init
+from flaxcnn.models._network import Feature, Network, Outputs, feature_info
+from flaxcnn.models._registry import create_model, list_models, variant
+from flaxcnn.models._variant import Variant
 from flaxcnn.models.airbench import Airbench
 from flaxcnn.models.alexnet import AlexNet
 from flaxcnn.models.bad_design import BadDesign, PyramidCNN
@@ -10,21 +14,17 @@ from flaxcnn.models.googlenet import GoogLeNet
 from flaxcnn.models.inception_resnet import InceptionResNet
 from flaxcnn.models.inception_v3 import InceptionV3
 from flaxcnn.models.inception_v4 import InceptionV4
-from flaxcnn.models.initialize import init
 from flaxcnn.models.lenet import LeNet, LeNet5
 from flaxcnn.models.mlp import MLP
 from flaxcnn.models.mobilenet import MobileNet
 from flaxcnn.models.mobilenet_v2 import MobileNetV2
 from flaxcnn.models.nasnet import NASNet
-from flaxcnn.models.network import Feature, Network, Outputs, feature_info
 from flaxcnn.models.nin import NiN
-from flaxcnn.models.registry import create_model, list_models, variant
 from flaxcnn.models.resnet import ResNet
 from flaxcnn.models.resnet_v2 import ResNetV2
 from flaxcnn.models.senet import SENet
 from flaxcnn.models.small_cnn import SmallCNN
 from flaxcnn.models.squeezenet import SqueezeNet
-from flaxcnn.models.variant import Variant
 from flaxcnn.models.vgg import VGG
 from flaxcnn.models.xception import Xception
 from flaxcnn.models.zfnet import ZFNet

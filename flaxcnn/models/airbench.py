@@ -19,11 +19,11 @@ from flax.typing import Dtype
 
 from flaxcnn.layers import BatchNorm, Conv, conv, global_max_pool, max_pool
 from flaxcnn.layers.channels import spread_per_channel
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_block, run_stages
-from flaxcnn.models.residual import dense_uniform
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images
+from flaxcnn.models._network import Network, run_block, run_stages
+from flaxcnn.models._residual import dense_uniform
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 

@@ -15,10 +15,10 @@ from flax import linen as nn
 from flax.typing import Initializer
 
 from flaxcnn.layers import Conv, Dropout, adaptive_avg_pool, local_response_norm, max_pool
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images, flatten
-from flaxcnn.models.network import Network, run_block, run_stages
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images, flatten
+from flaxcnn.models._network import Network, run_block, run_stages
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 ResponseNorm = Literal["none", "paper", "caffe"]

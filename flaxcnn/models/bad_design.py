@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import Conv, max_pool
-from flaxcnn.models.images import check_images, flatten
-from flaxcnn.models.network import Network, classify, run_block, run_stages
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._images import check_images, flatten
+from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 

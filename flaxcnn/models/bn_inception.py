@@ -20,11 +20,11 @@ from flaxcnn.layers import (
     avg_pool,
     max_pool,
 )
-from flaxcnn.models.conv_unit import ConvUnit
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_block, run_stages
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._conv_unit import ConvUnit
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images
+from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 Pool = Literal["avg", "max"]

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import BatchNorm, Conv, Dropout, DropPath, global_avg_pool, max_pool
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_block, run_stages
-from flaxcnn.models.residual import drop_rate
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images
+from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._residual import drop_rate
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 

@@ -24,11 +24,11 @@ from flaxcnn.layers import (
     local_response_norm,
     max_pool,
 )
-from flaxcnn.models.conv_unit import ConvUnit
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images, flatten, normalize_to_one
-from flaxcnn.models.network import Network, Outputs, classify, run_block, run_stages
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._conv_unit import ConvUnit
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images, flatten, normalize_to_one
+from flaxcnn.models._network import Network, Outputs, classify, run_block, run_stages
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 

@@ -13,14 +13,14 @@ import jax
 from flax import linen as nn
 
 from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
-from flaxcnn.models.conv_unit import ConvUnit
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
+from flaxcnn.models._conv_unit import ConvUnit
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images
+from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._residual import drop_rate
+from flaxcnn.models._variant import Variant
 from flaxcnn.models.inception_v4 import STEM as STEM_V4
 from flaxcnn.models.inception_v4 import Branches, start_stem
-from flaxcnn.models.network import Network, classify, run_block, run_stages
-from flaxcnn.models.residual import drop_rate
-from flaxcnn.models.variant import Variant
 
 Array = jax.Array
 

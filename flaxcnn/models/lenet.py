@@ -17,8 +17,8 @@ from jax import lax
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import Activation, Conv, avg_pool, conv, get_activation, max_pool
-from flaxcnn.models.images import check_images, flatten
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._images import check_images, flatten
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 

@@ -10,8 +10,8 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.layers import Activation, Dropout, GaussianDropout, GaussianNoise, get_activation
-from flaxcnn.models.images import check_images, flatten
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._images import check_images, flatten
+from flaxcnn.models._variant import Variant
 
 
 class MLP(nn.Module):

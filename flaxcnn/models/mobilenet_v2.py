@@ -12,11 +12,11 @@ import jax
 from flax import linen as nn
 
 from flaxcnn.layers import BatchNorm, Conv, DropPath
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images
+from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._variant import Variant
 from flaxcnn.models.mobilenet import slim_normal
-from flaxcnn.models.network import Network, classify, run_block, run_stages
-from flaxcnn.models.variant import Variant
 
 Array = jax.Array
 

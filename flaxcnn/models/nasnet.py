@@ -15,9 +15,9 @@ from flax import linen as nn
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import BatchNorm, Conv, DepthwiseConv, Dropout, DropPath, global_avg_pool
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
-from flaxcnn.models.nasnet_cell import (
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images
+from flaxcnn.models._nasnet_cell import (
     AuxiliaryHead,
     Border,
     Cell,
@@ -26,8 +26,8 @@ from flaxcnn.models.nasnet_cell import (
     depthwise_he_normal,
     he_normal,
 )
-from flaxcnn.models.network import Network, Outputs, run_block, run_stages
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._network import Network, Outputs, run_block, run_stages
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 

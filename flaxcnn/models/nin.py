@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import Conv, Dropout, avg_pool, global_avg_pool, max_pool
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, run_block, run_stages
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images
+from flaxcnn.models._network import Network, run_block, run_stages
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 

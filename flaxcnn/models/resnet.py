@@ -12,10 +12,10 @@ import jax
 from flax import linen as nn
 
 from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
-from flaxcnn.models.network import Network, classify, run_block, run_stages
-from flaxcnn.models.residual import (
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images
+from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._residual import (
     BasicBlock,
     Bottleneck,
     Shortcut,
@@ -23,7 +23,7 @@ from flaxcnn.models.residual import (
     drop_rate,
     he_normal,
 )
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._variant import Variant
 
 Array = jax.Array
 

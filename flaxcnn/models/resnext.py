@@ -5,9 +5,9 @@ Xie, Girshick, Dollar, Tu, He: Aggregated residual transformations for deep neur
 network is `ResNet` with groups; the stride is on the 3x3. Trained as ResNet, by batches of 256.
 """
 
-from flaxcnn.models.deviation import Deviation
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._variant import Variant
 from flaxcnn.models.resnet import DEPTHS, ResNet
-from flaxcnn.models.variant import Variant
 
 
 def _make_variant(

@@ -24,8 +24,8 @@ from flaxcnn.layers import (
     global_avg_pool,
     max_pool,
 )
-from flaxcnn.models.images import check_images, flatten
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._images import check_images, flatten
+from flaxcnn.models._variant import Variant
 
 POOL: Literal["pool"] = "pool"  # 2x2 maximum, stride 2
 Maps = tuple[tuple[int, int] | Literal["pool"], ...]

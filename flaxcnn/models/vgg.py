@@ -12,6 +12,10 @@ from flax import linen as nn
 from flax.typing import Initializer
 
 from flaxcnn.layers import BatchNorm, Conv, max_pool
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._images import check_images
+from flaxcnn.models._network import run_block, run_stages
+from flaxcnn.models._variant import Variant
 from flaxcnn.models.alexnet import (
     RESPONSE_NORMS,
     DenseHeadNetwork,
@@ -19,10 +23,6 @@ from flaxcnn.models.alexnet import (
     classify_maps,
     normal,
 )
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.images import check_images
-from flaxcnn.models.network import run_block, run_stages
-from flaxcnn.models.variant import Variant
 
 Array = jax.Array
 

@@ -27,7 +27,7 @@ from flaxcnn.data.record import Record, refuse
 from flaxcnn.data.sources import Dataset, absolute_source, compute_normalization, load_dataset
 from flaxcnn.data.splits import ArraySplit, Split
 from flaxcnn.errors import UserError
-from flaxcnn.models.registry import create_model
+from flaxcnn.models._registry import create_model
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.tasks.losses import compute_class_weights, make_loss
 from flaxcnn.training.config import Config, to_dict

@@ -6,7 +6,7 @@ from pathlib import Path
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import Config, validate
 from flaxcnn.training.experiment import Facts
-from flaxcnn.training.logging import read_rows
+from flaxcnn.training.logger import read_rows
 from flaxcnn.training.workdir import Workdir
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 
-from flaxcnn import doctor
 from flaxcnn.errors import UserError
 from flaxcnn.memory import keep_freed_memory
 from flaxcnn.training.checkpoint import Checkpoints, History
 from flaxcnn.training.config import Config, validate
+from flaxcnn.training.environment import find_warnings
 from flaxcnn.training.experiment import Experiment, make_experiment
-from flaxcnn.training.logging import Logger
+from flaxcnn.training.logger import Logger
 from flaxcnn.training.report import draw_missing, print_result, print_start, report_run
 from flaxcnn.training.schedules import plateau_scale, should_stop
 from flaxcnn.training.sessions import begin_session
@@ -55,7 +55,7 @@ def train(
         if folder.has("result"):
             draw_missing(config, folder)
             return folder.read("result")
-        for warning in doctor.warnings():
+        for warning in find_warnings():
             print(f"WARNING: {warning}", file=sys.stderr)
         experiment = make_experiment(config, folder)
         for warning in experiment.warnings():

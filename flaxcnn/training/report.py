@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from flaxcnn.data.augment import read_views
-from flaxcnn.doctor import count_threads
 from flaxcnn.errors import UserError
 from flaxcnn.tasks import pictures
 from flaxcnn.tasks.classification import format_report
 from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.config import Config
+from flaxcnn.training.environment import count_threads
 from flaxcnn.training.experiment import Evaluator, Experiment, make_experiment
-from flaxcnn.training.logging import read_rows
+from flaxcnn.training.logger import read_rows
 from flaxcnn.training.state import TrainState, hash_tree
 from flaxcnn.training.workdir import Workdir
 

@@ -4,14 +4,14 @@ import datetime
 import json
 from typing import Any
 
-from flaxcnn.doctor import environment
+from flaxcnn.training.environment import environment
 from flaxcnn.training.workdir import Workdir
 
 _PACKAGES = ("flaxcnn", "jax", "jaxlib", "flax", "optax")
 
 
 def read_sessions(workdir: Workdir) -> list[dict[str, Any]]:
-    """`doctor.environment()` of each session so far; older versions kept the last one only."""
+    """`environment()` of each session so far; older versions kept the last one only."""
     if not workdir.has("environment"):
         return []
     found: Any = workdir.read("environment")

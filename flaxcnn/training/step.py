@@ -15,7 +15,7 @@ import optax
 
 from flaxcnn.data.augment import Augment, View, average_over, for_labels
 from flaxcnn.errors import UserError
-from flaxcnn.models.network import Outputs
+from flaxcnn.models._network import Outputs
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.optim import Lookahead
 from flaxcnn.training.state import TrainState

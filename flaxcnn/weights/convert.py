@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from flaxcnn.errors import UserError
-from flaxcnn.models.registry import create_model, variant
+from flaxcnn.models._registry import create_model, variant
 from flaxcnn.weights.rules import LAYOUTS, Rule, Transform
 from flaxcnn.weights.state_dict import find_tensors, shape_of, to_float32
 

@@ -8,7 +8,7 @@ import pytest
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model
-from flaxcnn.models.network import feature_info
+from flaxcnn.models._network import feature_info
 
 SMALL = {"depths": (1, 1, 1, 1), "growth": 8, "stem_features": 16, "num_classes": 5}
 

@@ -4,7 +4,7 @@ import fnmatch
 import importlib.util
 from pathlib import Path
 
-from flaxcnn.models.registry import ALIASES, DEVIATIONS, VARIANTS
+from flaxcnn.models._registry import ALIASES, DEVIATIONS, VARIANTS
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -24,7 +24,7 @@ from numpy_layers import (
 from flaxcnn.errors import UserError
 from flaxcnn.layers import Conv
 from flaxcnn.models import create_model
-from flaxcnn.models.network import Outputs
+from flaxcnn.models._network import Outputs
 from flaxcnn.weights.convert import convert, export
 
 NO_DROPOUT = {"dropout": 0.0, "auxiliary_dropout": 0.0}

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model
-from flaxcnn.models.conv_unit import ConvUnit
+from flaxcnn.models._conv_unit import ConvUnit
 from flaxcnn.models.inception_v4 import Branches
 
 

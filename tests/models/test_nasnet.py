@@ -11,7 +11,7 @@ from numpy_layers import avg_pool, batch_norm, conv2d, dense, global_avg_pool, m
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model
-from flaxcnn.models.network import Outputs
+from flaxcnn.models._network import Outputs
 
 SMALL = {"cells": 2, "features": 192, "stem_features": 8, "num_classes": 5}
 

@@ -15,7 +15,7 @@ import pytest
 from networks import REFERENCES
 from parity import by_source, compare, find_sources, prepare, relative_error
 
-from flaxcnn.models.network import Outputs
+from flaxcnn.models._network import Outputs
 
 
 def check_logits(reference):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxcnn.models import create_model, variant
-from flaxcnn.models.network import feature_info
+from flaxcnn.models._network import feature_info
 
 
 def test_strides_of_the_two_forms():

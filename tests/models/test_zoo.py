@@ -14,7 +14,7 @@ from test_variant import SIZES as TEXTBOOK
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, list_models, variant
-from flaxcnn.models.network import Network, feature_info
+from flaxcnn.models._network import Network, feature_info
 
 with open(Path(__file__).with_name("zoo.csv")) as file:
     TABLE = {row["name"]: row for row in csv.DictReader(file)}  # the project's reference table

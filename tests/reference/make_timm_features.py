@@ -2,7 +2,7 @@
 
     pip install torch timm && python tests/reference/make_timm_features.py NAME ...
 
-Made by timm 1.0 with the names of `flaxcnn.models.registry.VARIANTS` and `ALIASES`; names that timm
+Made by timm 1.0 with the names of `VARIANTS` and `ALIASES` of flaxcnn's registry; names that timm
 does not know, or for which it lists no stages, are left out.
 """
 

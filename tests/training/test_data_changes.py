@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxcnn.cli import main
+from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
 from flaxcnn.training import Config, DataConfig, ModelConfig, train
 from flaxcnn.training.experiment import Facts, make_experiment

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from flaxcnn import train_command
+from flaxcnn.commands import train as train_command
 from flaxcnn.errors import UserError
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, run, train
 from flaxcnn.training import sessions as sessions_module
 from flaxcnn.training.extend import extend
 from flaxcnn.training.inference import load_run
-from flaxcnn.training.logging import read_rows
+from flaxcnn.training.logger import read_rows
 from flaxcnn.training.sessions import compare_sessions, read_sessions
 from flaxcnn.training.stop_signal import StopSignal
 from flaxcnn.training.workdir import Workdir

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from flaxcnn.models.network import Outputs
+from flaxcnn.models._network import Outputs
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.optim import Lookahead
 from flaxcnn.training.state import hash_tree, make_state

@@ -35,8 +35,8 @@ from flaxcnn.models import (
     xception,
     zfnet,
 )
-from flaxcnn.models.deviation import Deviation
-from flaxcnn.models.variant import Variant
+from flaxcnn.models._deviation import Deviation
+from flaxcnn.models._variant import Variant
 
 FAMILIES = (
     airbench,

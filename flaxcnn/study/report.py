@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from flaxcnn.study import Run, Study
+from flaxcnn.study.pictures import draw_case_confusions, draw_case_curves
+from flaxcnn.study.study import Run, Study
 from flaxcnn.tasks.classification import count_confusions
-from flaxcnn.tasks.study_pictures import draw_case_confusions, draw_case_curves
-from flaxcnn.training.logging import read_rows
+from flaxcnn.training.logger import read_rows
 from flaxcnn.training.sessions import read_sessions
 from flaxcnn.training.workdir import Workdir
 

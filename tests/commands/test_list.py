@@ -4,10 +4,10 @@ import re
 
 import pytest
 
+from flaxcnn.commands.list import KINDS, list_choices
 from flaxcnn.data.augment import read_policy, read_views
 from flaxcnn.data.augment.pipeline import MAKERS
 from flaxcnn.errors import UserError
-from flaxcnn.list_command import KINDS, list_choices
 
 
 def test_models_by_a_part_of_the_name_a_pattern_or_an_alias():

@@ -1,11 +1,11 @@
-"""How `flaxcnn train` understands its arguments; tests/test_cli.py runs it."""
+"""How `flaxcnn train` understands its arguments; test_main.py runs it."""
 
 import dataclasses
 
 import pytest
 
+from flaxcnn.commands.train import parse, train
 from flaxcnn.errors import UserError
-from flaxcnn.train_command import parse, train
 from flaxcnn.training import Config, config_file, load_config
 from flaxcnn.training.config import fields
 

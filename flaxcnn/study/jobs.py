@@ -16,9 +16,9 @@ from multiprocessing.process import BaseProcess
 import jax
 from tqdm import tqdm
 
-from flaxcnn.doctor import count_threads
 from flaxcnn.errors import UserError
-from flaxcnn.study import Run
+from flaxcnn.study.study import Run
+from flaxcnn.training.environment import count_threads
 from flaxcnn.training.loop import train
 from flaxcnn.training.stop_signal import StopSignal
 from flaxcnn.training.workdir import Workdir

@@ -4,6 +4,7 @@ Names, settings and defaults come from the tables and functions that carry the c
 from what these say when a setting is wrong.
 """
 
+import argparse
 import ast
 import difflib
 import fnmatch
@@ -14,7 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flaxcnn.errors import UserError
+from flaxcnn.exit_status import DONE
 from flaxcnn.training.config_help import describe_fields, format_rows, format_value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the choices."""
+    print(list_choices(args.words, verbose=args.verbose))
+    return DONE
 
 
 def list_choices(words: Sequence[str], *, verbose: bool = False) -> str:
@@ -41,7 +49,7 @@ def _choose(names: Iterable[str], pattern: str, what: str) -> list[str]:
 
 
 def _models(pattern: str, verbose: bool) -> str:
-    from flaxcnn.models.registry import ALIASES, VARIANTS, variant
+    from flaxcnn.models._registry import ALIASES, VARIANTS, variant
 
     names = _choose(sorted([*VARIANTS, *ALIASES]), pattern, "network or kind of choice")
     if not verbose:

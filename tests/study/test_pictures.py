@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flaxcnn.tasks import study_pictures
+from flaxcnn.study import pictures as study_pictures
 
 
 @pytest.fixture

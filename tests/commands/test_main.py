@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from flaxcnn.cli import main
+from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
 from flaxcnn.training.inference import TrainedRun, load_run
 

@@ -16,20 +16,20 @@ from flaxcnn.exit_status import DONE, FAILED
 from flaxcnn.training.inference import load_run
 
 
-def predict(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Prints each batch's classes as they come; exit status 1 if a file had to be left out.
 
     Those are named at the end. Raises UserError if not one could be read.
     """
     if args.top < 1:
         raise UserError(f"--top must be at least 1, got {args.top}")
-    run, files = load_run(args.workdir, args.checkpoint), list(_find_files(args.images))
+    trained_run, files = load_run(args.workdir, args.checkpoint), list(_find_files(args.images))
     bad, shown = [], 0
-    for file, answer in run.predict(files, args.resize):
+    for file, answer in trained_run.predict(files, args.resize):
         if isinstance(answer, UserError):
             bad.append(str(answer))
             continue
-        top = _choose_top(answer, run.facts.class_names, args.top)
+        top = _choose_top(answer, trained_run.facts.class_names, args.top)
         if args.json:
             print(", " if shown else "[", json.dumps({"image": file, "top": top}), sep="", end="")
         else:

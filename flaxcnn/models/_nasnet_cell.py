@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import lax
 
 from flaxcnn.layers import avg_pool, max_pool
-from flaxcnn.models.images import flatten
+from flaxcnn.models._images import flatten
 
 Array = jax.Array
 Border = Literal["none", "zeros", "zeros_in_averages"]

@@ -5,6 +5,7 @@ golden/digits.json are kept per (jaxlib, machine type) and the steps run with on
 on the CPU. Where the pair is unknown, the loss curve is compared within a tolerance instead.
 """
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -13,24 +14,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flaxcnn.doctor import machine_type
 from flaxcnn.errors import UserError
+from flaxcnn.training.environment import machine_type
 
-GOLDEN_FILE = Path(__file__).parent / "golden" / "digits.json"
+GOLDEN_FILE = Path(__file__).parents[1] / "golden" / "digits.json"
 STEPS = 50
 TOLERANCE = 1e-4  # 3.5e-7 was seen between jaxlib 0.10.1 and 0.12.0.1
 
 
-def reproduce(*, record: bool = False) -> int:
+def run(args: argparse.Namespace) -> int:
     """Runs the 50 steps and prints what agrees; exit status 0 if they agree, 1 if not.
 
-    With `record` the result is written into the golden file instead: for a new jaxlib or machine.
+    With --record the result is written into the golden file instead: for a new jaxlib or machine.
     """
     jaxlib = importlib.metadata.version("jaxlib")
     pair = f"jaxlib {jaxlib}, {machine_type()}"
     measured = _run_with_one_thread()
     golden: dict[str, Any] = json.loads(GOLDEN_FILE.read_text())
-    if record:
+    if args.record:
         golden["sha256"][pair] = measured["sha256"]
         GOLDEN_FILE.write_text(json.dumps(golden, indent=2) + "\n")
         print(f"recorded {measured['sha256']} for {pair} in {GOLDEN_FILE}")
@@ -58,7 +59,10 @@ def _run_with_one_thread() -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
     environment |= {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
     finished = subprocess.run(
-        [sys.executable, "-m", "flaxcnn.reproduce"], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "flaxcnn.commands.reproduce"],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     if finished.returncode:
         raise UserError(f"the 50 steps failed: {finished.stderr.strip().splitlines()[-1]}")

@@ -9,7 +9,7 @@ import pytest
 
 from flaxcnn.errors import UserError
 from flaxcnn.study import Study, carry_out, plan_runs
-from flaxcnn.study_jobs import carry_out_side_by_side
+from flaxcnn.study.jobs import carry_out_side_by_side
 from flaxcnn.training import Config, ModelConfig
 from flaxcnn.training.sessions import read_sessions
 from flaxcnn.training.workdir import Workdir

@@ -6,9 +6,9 @@ import statistics
 import numpy as np
 import pytest
 
-from flaxcnn import cli, study_report
+from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
-from flaxcnn.study import Study, carry_out, grid, plan_runs
+from flaxcnn.study import Study, carry_out, grid, plan_runs, report
 from flaxcnn.training import Config, ModelConfig, OptimizerConfig
 from flaxcnn.training.workdir import Workdir
 
@@ -98,7 +98,7 @@ def done(tmp_path_factory):
     file = folder / "rates.py"
     file.write_text(FILE)
     workdir = folder / "runs"
-    assert cli.main(["study", str(file), "--quick", "--workdir", str(workdir)]) == 0
+    assert main(["study", str(file), "--quick", "--workdir", str(workdir)]) == 0
     return file, workdir
 
 
@@ -138,14 +138,14 @@ def test_a_study_goes_on_where_it_stopped(done, monkeypatch, capsys):
     removed = workdir / "high" / "seed1" / "result.json"
     expected = removed.read_bytes()
     removed.unlink()
-    assert cli.main(["study", str(file), "--quick", "--workdir", str(workdir)]) == 0
+    assert main(["study", str(file), "--quick", "--workdir", str(workdir)]) == 0
     assert removed.read_bytes() == expected  # made again from the last checkpoint
     assert (workdir / "low" / "seed0" / "result.json").read_bytes() == before
 
-    monkeypatch.setattr("flaxcnn.study.train", lambda config, folder: None)
+    monkeypatch.setattr("flaxcnn.study.study.train", lambda config, folder: None)
     removed.unlink()
     (workdir / "rates.md").unlink()
-    assert cli.main(["study", str(file), "--quick", "--workdir", str(workdir)]) == 75
+    assert main(["study", str(file), "--quick", "--workdir", str(workdir)]) == 75
     assert "to go on, run the same command again" in capsys.readouterr().out
     assert not (workdir / "rates.md").exists()
 
@@ -154,7 +154,7 @@ def test_a_run_that_fails_names_its_case(tmp_path, monkeypatch):
     def fail(config, folder):
         raise UserError("the loss is not finite")
 
-    monkeypatch.setattr("flaxcnn.study.train", fail)
+    monkeypatch.setattr("flaxcnn.study.study.train", fail)
     runs = plan_runs(Study(CONFIG, {"wild": {}}, seeds=1), tmp_path)
     with pytest.raises(UserError, match=r"^case 'wild', seed 3: the loss is not finite$"):
         carry_out(runs)
@@ -172,16 +172,16 @@ def test_tables_of_one_seed_have_no_deviation():
         "seconds_per_epoch": 1.25,
         "classes": {"cat": scores},
     }
-    assert study_report.format_table({"a": case}).splitlines()[2] == (
+    assert report.format_table({"a": case}).splitlines()[2] == (
         "| a | 43.21 % | - | 1 | 1.5000 | 2 | 600 | 1.2 | 12,345 |"
     )
-    assert study_report.format_classes({"a": case}).splitlines()[2] == "| cat | 0.50, 0.25, 0.33 |"
+    assert report.format_classes({"a": case}).splitlines()[2] == "| cat | 0.50, 0.25, 0.33 |"
 
 
 def test_the_command_tells_mistakes_in_one_line(tmp_path, capsys):
-    assert cli.main(["study", str(tmp_path / "none.py")]) == 2
+    assert main(["study", str(tmp_path / "none.py")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     file = tmp_path / "empty.py"
     file.write_text("x = 1\n")
-    assert cli.main(["study", str(file)]) == 2
+    assert main(["study", str(file)]) == 2
     assert "get_study" in capsys.readouterr().err

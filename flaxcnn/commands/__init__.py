@@ -1,0 +1,1 @@
+"""What the terminal sees: one file per command, and main.py with the parser."""

@@ -1,0 +1,134 @@
+"""The command `flaxcnn`: its parser. Each command is a file of its own, imported when it runs."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from flaxcnn import __version__
+from flaxcnn.errors import UserError
+from flaxcnn.exit_status import DONE, INTERRUPTED, MISTAKE
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    parser = argparse.ArgumentParser(prog="flaxcnn", description="Classic CNNs in JAX.")
+    parser.add_argument("--version", action="version", version=f"flaxcnn {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name, text, group=commands, module=""):
+        command = group.add_parser(name, help=text, description=text)
+        command.set_defaults(module=module or name)
+        return command
+
+    # Only named here: `main` hands its arguments on, as its flags are the fields of the config.
+    commands.add_parser("train", help="Trains a network (see `flaxcnn train --help`).")
+
+    command = add("list", "Names of networks, or of optimizers, augmentations, ...")
+    command.add_argument(
+        "words",
+        nargs="*",
+        metavar="[KIND] [PATTERN]",
+        help="models (if no kind is given), optimizers, schedules, losses, augmentations, views or "
+        'configs; a part of a name, or a shell pattern such as "mnist*"',
+    )
+    command.add_argument("--verbose", action="store_true", help="models: sizes, inputs and sources")
+
+    command = add("evaluate", "Metrics of a run's checkpoint on a split of its data set.")
+    _add_run_arguments(command)
+    command.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    command.add_argument(
+        "--source", help="where the run's data set is by now (folder:PATH), if it has been moved"
+    )
+    command.add_argument(
+        "--views",
+        metavar="LIST",
+        help="average over these views: flip, shift=PIXELS, crops=SIZE, separated by commas, in "
+        "order; or none (default: the config's data.views)",
+    )
+    command.add_argument(
+        "--image-size",
+        metavar="H,W",
+        help="bring the images to another size than the run's, if the network takes it",
+    )
+    command.add_argument(
+        "--resize",
+        choices=("crop", "stretch", "pad"),
+        help="how images reach their size (default: as the config says)",
+    )
+
+    command = add("predict", "The most probable classes of image files, and of those in folders.")
+    _add_run_arguments(command)
+    command.add_argument("--top", type=int, default=5, metavar="K", help="classes per image")
+    command.add_argument(
+        "--resize",
+        choices=("crop", "stretch", "pad"),
+        help="how images reach the run's size (default: as the config says)",
+    )
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
+
+    visualize = commands.add_parser("visualize", help="Pictures of what cannot be seen otherwise.")
+    kinds = visualize.add_subparsers(dest="kind", required=True, metavar="KIND")
+    command = add(
+        "augment",
+        "What a config's augmentation makes of images.",
+        kinds,
+        "visualize",
+    )
+    command.add_argument(
+        "--config", required=True, help="name or file of a config with data.augment"
+    )
+    command.add_argument("--image", required=True, nargs="+", help="image files, taken in turn")
+    command.add_argument("--out", default="augment.png", metavar="PNG", help="the picture")
+    command.add_argument("--samples", type=int, default=8, metavar="N", help="images in a row")
+    command.add_argument("--seed", type=int, default=0)
+
+    command = add("study", "Trains every case of a study with every seed, and writes its report.")
+    command.add_argument(
+        "file",
+        help="Python file whose get_study() returns a Study, or the name of one that comes with "
+        "flaxcnn (`flaxcnn list configs`)",
+    )
+    command.add_argument("--quick", action="store_true", help="the study's own short form")
+    command.add_argument("--workdir", help="folder of its runs (default: runs/studies/<name>)")
+    command.add_argument("--report", metavar="DIR", help="folder of the report (default: workdir)")
+    command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, on CPU")
+
+    command = add("reproduce", "Trains 50 fixed steps and compares their bits with those recorded.")
+    command.add_argument(
+        "--record", action="store_true", help="write this machine's hash into the golden file"
+    )
+    add("doctor", "What this installation is, and what is wrong with it.")
+    return parser
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workdir", required=True, help="folder of a run of `flaxcnn train`")
+    command.add_argument("--checkpoint", default="best", choices=("best", "last"))
+    command.add_argument("--json", action="store_true", help="one line of JSON instead of text")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; the exit status is one of exit_status.py."""
+    arguments = sys.argv[1:] if argv is None else argv
+    command = arguments[0] if arguments else ""
+    try:
+        if command == "train":
+            from flaxcnn.commands.train import train
+
+            return train(arguments[1:])
+        args = make_parser().parse_args(arguments)
+        return importlib.import_module(f"flaxcnn.commands.{args.module}").run(args)
+    except UserError as error:
+        print(f"flaxcnn {command}: {error}", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        print(f"flaxcnn {command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of `flaxcnn list | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

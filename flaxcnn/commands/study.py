@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaxcnn.exit_status import DONE
 from flaxcnn.study import carry_out, plan_runs
-from flaxcnn.study.jobs import carry_out_side_by_side
+from flaxcnn.study.jobs import run_parallel
 from flaxcnn.study.report import write_report
 from flaxcnn.training.config_file import find_file, run_file
 from flaxcnn.training.stop_signal import StopSignal
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     workdir = Path(args.workdir or Path("runs", "studies", file.stem + suffix))
     runs = plan_runs(study, workdir, quick=args.quick)
     with StopSignal() as signals:
-        done = carry_out(runs) if args.jobs == 1 else carry_out_side_by_side(runs, args.jobs)
+        done = carry_out(runs) if args.jobs == 1 else run_parallel(runs, args.jobs)
     if not done:
         print(f"stopped at a saved step; to go on, run the same command again ({workdir})")
         return signals.status

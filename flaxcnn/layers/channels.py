@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flaxcnn.layers.fusion import keep_apart
+from flaxcnn.layers.barriers import keep_apart
 
 Array = jax.Array
 
 
-def spread_per_channel(values: Array, like: Array) -> Array:
+def broadcast_channels(values: Array, like: Array) -> Array:
     """Repeats values [C] at every position of maps of the shape and sharding of `like`."""
     if values.dtype in (
         jnp.bfloat16,
         jnp.float16,
     ):  # so that the gradient, a sum, is one of float32
-        return spread_per_channel(values.astype(jnp.float32), like).astype(values.dtype)
+        return broadcast_channels(values.astype(jnp.float32), like).astype(values.dtype)
     shape, sharding = like.shape, explicit_sharding(like)
     if len(shape) > 2:
         row = sharding and sharding.update(spec=P(*sharding.spec[:-2], None, sharding.spec[-1]))

@@ -46,7 +46,7 @@ def input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
         return _pointwise_input_gradient(dy, kernel, spec)
     if max(spec.strides) > 1 and max(spec.dilation) == 1:
         return _input_gradient_by_phase(dy, kernel, spec)
-    return conv_spec.convolve(*_turn_round(dy, kernel, spec))
+    return conv_spec.convolve(*_flip_kernel(dy, kernel, spec))
 
 
 def kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
@@ -89,8 +89,8 @@ def _see(padded: Array, tap: tuple[int, ...], spec: ConvSpec) -> Array:
     return lax.slice(padded, (0, *start, 0), (batch, *stop, channels), (1, *spec.strides, 1))
 
 
-def _turn_round(dy: Array, kernel: Array, spec: ConvSpec) -> tuple[Array, Array, ConvSpec]:
-    """The input gradient as a convolution: outputs spread by the strides, kernel turned round.
+def _flip_kernel(dy: Array, kernel: Array, spec: ConvSpec) -> tuple[Array, Array, ConvSpec]:
+    """The input gradient as a convolution: outputs spread by the strides, kernel flipped.
 
     For a depthwise kernel the swap of its last two axes is left to the caller.
     """
@@ -104,10 +104,10 @@ def _turn_round(dy: Array, kernel: Array, spec: ConvSpec) -> tuple[Array, Array,
     dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
     rank = len(spec.kernel_size)
     kernel = jnp.flip(kernel, range(rank))
-    turned = dataclasses.replace(
+    flipped = dataclasses.replace(
         spec, input_size=dy.shape[1:-1], strides=(1,) * rank, pads=((0, 0),) * rank
     )
-    return dy, kernel if spec.groups > 1 else kernel.swapaxes(-1, -2), turned
+    return dy, kernel if spec.groups > 1 else kernel.swapaxes(-1, -2), flipped
 
 
 # Dense
@@ -147,15 +147,15 @@ def _input_gradient_by_phase(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
     """
     rank, strides, output_size = len(spec.strides), spec.strides, spec.output_size
     counts = [-(-size // stride) for size, stride in zip(spec.padded_size, strides, strict=True)]
-    turned = jnp.flip(kernel, range(rank)).swapaxes(-1, -2)
+    flipped = jnp.flip(kernel, range(rank)).swapaxes(-1, -2)
     phases = []
     for phase in itertools.product(*map(range, strides)):
         axes = tuple(zip(phase, spec.kernel_size, strides, strict=True))
         taps = tuple(len(range(p, size, stride)) for p, size, stride in axes)
         if 0 in taps:  # a stride beyond the kernel: pixels that nothing sees
-            phases.append(jnp.zeros((dy.shape[0], *counts, turned.shape[-1]), dy.dtype))
+            phases.append(jnp.zeros((dy.shape[0], *counts, flipped.shape[-1]), dy.dtype))
             continue
-        part = turned[
+        part = flipped[
             tuple(slice((size - 1 - p) % stride, None, stride) for p, size, stride in axes)
         ]
         part_spec = ConvSpec(
@@ -371,11 +371,11 @@ def _depthwise_convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
 
 
 def _depthwise_input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
-    spread, turned, turned_spec = _turn_round(dy, kernel, spec)
-    filters = _widen(_per_channel(turned, spec.groups))
+    spread, flipped, flipped_spec = _flip_kernel(dy, kernel, spec)
+    filters = _widen(_per_channel(flipped, spec.groups))
     spread = spread.reshape(*spread.shape[:-1], spec.groups, -1)
     terms = [
-        _widen(_see(spread[..., m], tap, turned_spec))
+        _widen(_see(spread[..., m], tap, flipped_spec))
         * _broadcast(filters[(*tap, slice(None), m)], dy.ndim)
         for tap in _taps(spec)
         for m in range(filters.shape[-1])

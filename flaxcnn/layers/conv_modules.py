@@ -13,7 +13,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from flaxcnn.errors import UserError
-from flaxcnn.layers.channels import spread_per_channel
+from flaxcnn.layers.channels import broadcast_channels
 from flaxcnn.layers.conv import conv, conv_transpose
 from flaxcnn.layers.padding import Padding, Sizes, as_integer, per_axis
 
@@ -229,7 +229,7 @@ def _apply(
         x = x.reshape(math.prod(batch), *x.shape[-image:])
     y = convolve(x, kernel)
     if bias is not None:
-        y = y + spread_per_channel(bias, y)
+        y = y + broadcast_channels(bias, y)
     return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])
 
 

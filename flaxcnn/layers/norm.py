@@ -11,7 +11,7 @@ from flax.typing import Dtype, Initializer
 from jax import lax
 
 from flaxcnn.errors import UserError
-from flaxcnn.layers.channels import spread_per_channel, sum_per_channel
+from flaxcnn.layers.channels import broadcast_channels, sum_per_channel
 from flaxcnn.layers.dtypes import mean_dtype, promote
 from flaxcnn.layers.pool import refuse_complex
 
@@ -79,11 +79,11 @@ class BatchNorm(nn.Module):
         if self.use_scale:
             scale = self.param("scale", self.scale_init, channels, self.param_dtype)
             factor *= scale.astype(wide)
-        y = x.astype(wide) - spread_per_channel(mean.astype(wide), x)
-        y = y * spread_per_channel(factor, x)
+        y = x.astype(wide) - broadcast_channels(mean.astype(wide), x)
+        y = y * broadcast_channels(factor, x)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, channels, self.param_dtype)
-            y = y + spread_per_channel(bias.astype(wide), x)
+            y = y + broadcast_channels(bias.astype(wide), x)
         return jnp.moveaxis(y.astype(dtype), -1, self.axis)
 
     def _result_dtype(self, x: Array) -> Dtype:
@@ -139,7 +139,7 @@ class BatchNorm(nn.Module):
         if not self.use_fast_variance:
             centre = average(x)
         centre = lax.stop_gradient(centre)
-        differences = x - spread_per_channel(centre, x)
+        differences = x - broadcast_channels(centre, x)
         offset, squares = average(differences), average(_square(differences))
         return centre + offset, jnp.maximum(squares - _square(offset), 0)
 

@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.layers import BatchNorm, Conv, conv, global_max_pool, max_pool
-from flaxcnn.layers.channels import spread_per_channel
+from flaxcnn.layers.channels import broadcast_channels
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._network import Network, run_block, run_stages
@@ -59,7 +59,7 @@ class Whiten(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (8 * channels,), jnp.float32)
         x, weights = jnp.asarray(x, self.dtype), jnp.asarray(kernel.value, self.dtype)
         y = conv(x, weights, padding="VALID")
-        return y + spread_per_channel(jnp.asarray(bias, self.dtype), y)
+        return y + broadcast_channels(jnp.asarray(bias, self.dtype), y)
 
 
 class ConvGroup(nn.Module):

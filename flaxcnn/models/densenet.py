@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import BatchNorm, Conv, Dropout, avg_pool, max_pool
-from flaxcnn.layers.fusion import compute_gradient_once
+from flaxcnn.layers.barriers import compute_gradient_once
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._network import Network, classify, run_block, run_stages

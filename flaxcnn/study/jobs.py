@@ -26,7 +26,7 @@ from flaxcnn.training.workdir import Workdir
 Job = tuple[Run, BaseProcess, Connection]
 
 
-def carry_out_side_by_side(runs: Sequence[Run], jobs: int) -> bool:
+def run_parallel(runs: Sequence[Run], jobs: int) -> bool:
     """Carries out `runs`, up to `jobs` at a time; False if one was asked to stop (it is saved).
 
     Raises UserError naming the case of a run that cannot be done, after the others of the moment

@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from flaxcnn.errors import UserError
 from flaxcnn.models._registry import create_model, variant
-from flaxcnn.weights.rules import LAYOUTS, Rule, Transform
+from flaxcnn.weights.rules import CONVENTIONS, Rule, Transform
 from flaxcnn.weights.state_dict import find_tensors, shape_of, to_float32
 
 Array = np.ndarray
@@ -91,7 +91,7 @@ def convert(
     """
     model = create_model(name, **kwargs)
     sources = list_sources(name, model, layout)
-    found = find_tensors(tensors, LAYOUTS[layout])
+    found = find_tensors(tensors, CONVENTIONS[layout])
     tensors = {_rename(model, layout, n): tensor for n, tensor in found.items()}
     shapes = {n: shape_of(tensor) for n, tensor in tensors.items()}
     head, classes = set[Path](), 0
@@ -155,7 +155,7 @@ def list_sources(name: str, model: nn.Module, layout: str) -> dict[Path, Source]
     if layout not in layouts:
         known = ", ".join(layouts) or "none"
         raise UserError(f"{name} has no weights in layout {layout!r}: it has {known}")
-    rules, conventions = layouts[layout](model), LAYOUTS[layout]
+    rules, conventions = layouts[layout](model), CONVENTIONS[layout]
     leaves = _trace_shapes(model, variant(name).input_shape)
     norms = {path[1:-1] for path in leaves if path[0] == "batch_stats"}
     sources = {}
@@ -224,7 +224,7 @@ def _sort_others(
     names: list[str], name: str, layout: str, kwargs: Mapping[str, Any]
 ) -> tuple[list[str], list[str]]:
     """Of names that the network does not know: those that nobody knows, and those to warn of."""
-    names = [n for n in names if not re.fullmatch(LAYOUTS[layout].ignored, n)]
+    names = [n for n in names if not re.fullmatch(CONVENTIONS[layout].ignored, n)]
     auxiliary = re.compile(_family(create_model(name)).__dict__.get("AUXILIARY", "$^"))
     unused = [n for n in names if auxiliary.match(n)]
     unexpected = [n for n in names if not auxiliary.match(n)]

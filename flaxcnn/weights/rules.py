@@ -52,7 +52,7 @@ class Rule(NamedTuple):
         return re.sub(r"\{(\d+)([+-]\d+)\}", lambda m: str(int(match[int(m[1])]) + int(m[2])), name)
 
 
-class Layout(NamedTuple):
+class Convention(NamedTuple):
     """How a library names and lays out the leaves of a module."""
 
     separator: str
@@ -98,7 +98,7 @@ def dense_as_conv(height: int = 1, width: int = 1) -> Transform:
     return Transform(to_theirs, to_ours)
 
 
-_TORCH = Layout(
+_TORCH = Convention(
     separator=".",
     leaves={"kernel": "weight", "bias": "bias"},
     norm_leaves={
@@ -113,10 +113,10 @@ _TORCH = Layout(
     prefixes=("module.", "_orig_mod.", "model.", "net."),
 )
 
-LAYOUTS = {
+CONVENTIONS = {
     "torchvision": _TORCH,
     "timm": _TORCH,
-    "keras": Layout(
+    "keras": Convention(
         separator="/",
         leaves={"kernel": "kernel", "bias": "bias"},
         norm_leaves={
@@ -129,7 +129,7 @@ LAYOUTS = {
     ),
     # Names of a Caffe net's layers, with .weight and .bias; BatchNorm's mean and variance already
     # divided by their scale factor.
-    "caffe": Layout(
+    "caffe": Convention(
         separator=".",
         leaves={"kernel": "weight", "bias": "bias"},
         norm_leaves={"scale": "weight", "bias": "bias", "mean": "mean", "var": "var"},

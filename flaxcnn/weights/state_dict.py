@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.errors import UserError
-from flaxcnn.weights.rules import Layout
+from flaxcnn.weights.rules import Convention
 
 # Where a checkpoint has its weights; of several the first: timm's order, averaged weights first.
 CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 
 
-def find_tensors(checkpoint: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+def find_tensors(checkpoint: Mapping[str, Any], convention: Convention) -> dict[str, Any]:
     """Finds the tensors in a checkpoint, and takes off the prefixes that all weights' names have.
 
     The tensors are those of `checkpoint` itself, or of the dict under the first of CHECKPOINT_KEYS
@@ -34,8 +34,8 @@ def find_tensors(checkpoint: Mapping[str, Any], layout: Layout) -> dict[str, Any
                 f"weights: {name!r} is a {type(tensor).__name__}, and not an array; a checkpoint "
                 f"has a dict of arrays under one of {', '.join(CHECKPOINT_KEYS)}"
             )
-    weights = [name for name in tensors if not re.fullmatch(layout.ignored, name)]
-    prefix = _find_prefix(weights, layout.prefixes)
+    weights = [name for name in tensors if not re.fullmatch(convention.ignored, name)]
+    prefix = _find_prefix(weights, convention.prefixes)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

@@ -16,7 +16,7 @@ from lax_convolutions import FORMS, assert_close, derivatives, gradient, lax_con
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import BatchNorm, Conv, conv, conv_transpose
-from flaxcnn.layers.fusion import compute_gradient_once
+from flaxcnn.layers.barriers import compute_gradient_once
 
 
 def mesh(axis_type=AxisType.Explicit):

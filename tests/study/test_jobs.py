@@ -9,7 +9,7 @@ import pytest
 
 from flaxcnn.errors import UserError
 from flaxcnn.study import Study, carry_out, plan_runs
-from flaxcnn.study.jobs import carry_out_side_by_side
+from flaxcnn.study.jobs import run_parallel
 from flaxcnn.training import Config, ModelConfig
 from flaxcnn.training.sessions import read_sessions
 from flaxcnn.training.workdir import Workdir
@@ -26,7 +26,7 @@ def two_threads(monkeypatch):
 def test_side_by_side_they_come_to_what_one_after_the_other_does(tmp_path, capfd):
     study = Study(CONFIG, {"low": {"optimizer.learning_rate": 1e-4}, "high": {}}, seeds=1)
     runs = plan_runs(study, tmp_path / "jobs")
-    assert carry_out_side_by_side(runs, 2)
+    assert run_parallel(runs, 2)
     shown = capfd.readouterr()
     assert "epoch" not in shown.out
     assert not shown.err  # without a terminal no bar, but a line for each run
@@ -46,7 +46,7 @@ def test_side_by_side_they_come_to_what_one_after_the_other_does(tmp_path, capfd
 def test_a_run_that_fails_names_its_case(tmp_path):
     study = Study(CONFIG, {"lost": {"data.source": "folder:nowhere"}}, seeds=1)
     with pytest.raises(UserError, match=r"^case 'lost', seed 0: .*nowhere"):
-        carry_out_side_by_side(plan_runs(study, tmp_path), 2)
+        run_parallel(plan_runs(study, tmp_path), 2)
 
 
 @pytest.mark.slow
@@ -61,7 +61,7 @@ def test_one_signal_saves_all_and_the_study_can_go_on(tmp_path):
 
     thread = threading.Thread(target=stop)
     thread.start()
-    assert not carry_out_side_by_side(runs, 2)
+    assert not run_parallel(runs, 2)
     thread.join()
     for run in runs:
         assert not Workdir(run.workdir).has("result")
@@ -71,4 +71,4 @@ def test_one_signal_saves_all_and_the_study_can_go_on(tmp_path):
 @pytest.mark.parametrize("jobs", [0, 3])
 def test_jobs_are_at_most_the_cores(jobs, tmp_path):
     with pytest.raises(UserError, match=rf"^--jobs must be in 1\.\.2, .*, got {jobs}$"):
-        carry_out_side_by_side(plan_runs(Study(CONFIG, {"a": {}}), tmp_path), jobs)
+        run_parallel(plan_runs(Study(CONFIG, {"a": {}}), tmp_path), jobs)

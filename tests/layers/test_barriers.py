@@ -7,7 +7,7 @@ import pytest
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flaxcnn.layers.fusion import compute_gradient_once
+from flaxcnn.layers.barriers import compute_gradient_once
 
 X = jnp.linspace(-2, 2, 24).reshape(4, 6)
 

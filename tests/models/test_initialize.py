@@ -138,6 +138,7 @@ for name in sys.argv[1:]:
 
 
 @pytest.mark.zoo
+@pytest.mark.timeout(900)
 def test_networks_start_with_the_same_bits_in_less_time(run_command):
     names = ("resnet50", "densenet121", "inception_v3", "mobilenet_v2", "nasnet_a_mobile")
     done = run_command("-c", MEASURE, *names, JAX_ENABLE_COMPILATION_CACHE="0", timeout=900)

@@ -14,9 +14,9 @@ from flaxcnn.errors import UserError
 from flaxcnn.models import variant
 from flaxcnn.weights import convert, export
 from flaxcnn.weights.convert import list_sources
-from flaxcnn.weights.rules import LAYOUTS
+from flaxcnn.weights.rules import CONVENTIONS
 
-WRAPPERS = LAYOUTS["torchvision"].prefixes
+WRAPPERS = CONVENTIONS["torchvision"].prefixes
 # The smallest network of each class and layout: the rules are written per class.
 EACH = {}
 for _reference in sorted(REFERENCES, key=lambda r: -variant(r.model).params):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from flaxcnn.errors import UserError
-from flaxcnn.weights.rules import LAYOUTS
+from flaxcnn.weights.rules import CONVENTIONS
 from flaxcnn.weights.state_dict import find_tensors, shape_of, to_float32
 
-TORCH = LAYOUTS["torchvision"]
+TORCH = CONVENTIONS["torchvision"]
 PLAIN = {"conv1.weight": 1, "bn1.weight": 2, "bn1.num_batches_tracked": 3}
 
 
@@ -48,7 +48,7 @@ def test_a_prefix_of_all_names_is_taken_off(prefix):
 def test_a_prefix_of_some_names_stays():
     mixed = {"module.conv1.weight": 1, "bn1.weight": 2}
     assert find_tensors(mixed, TORCH) == mixed
-    assert find_tensors({"model.conv1": 1}, LAYOUTS["keras"]) == {"model.conv1": 1}
+    assert find_tensors({"model.conv1": 1}, CONVENTIONS["keras"]) == {"model.conv1": 1}
 
 
 def test_the_averaged_model_s_counter_has_no_prefix():

@@ -252,7 +252,8 @@ def test_strict_promotion():
                 return layer.apply(variables, x).astype(jnp.float32).sum()
 
             for dtype in (jnp.float32, jnp.bfloat16):
-                jax.eval_shape(jax.grad(loss, (0, 1)), variables, x.astype(dtype))
+                _, dx = jax.eval_shape(jax.grad(loss, (0, 1)), variables, x.astype(dtype))
+                assert dx.dtype == dtype
 
 
 def test_jet_is_laxs():

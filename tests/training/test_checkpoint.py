@@ -195,9 +195,6 @@ def test_the_best_is_read_and_if_damaged_the_next_best(open_checkpoints, tmp_pat
     assert "checkpoint 2 is damaged" in capsys.readouterr().err
 
 
-# orbax closes the event loop of one thread while another's save or load still ends in it: uvloop
-# then says "Event loop is closed" where nobody can catch it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_reading_changes_nothing_beside_a_run_that_saves(open_checkpoints, tmp_path):
     """A reader once removed what the run was writing, and the run ended with an error."""
     folder = tmp_path / "checkpoints"

@@ -6,7 +6,6 @@ from typing import Any
 
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE
-from flaxcnn.tasks.classification import format_report
 from flaxcnn.training.inference import load_run
 
 
@@ -15,26 +14,26 @@ def run(args: argparse.Namespace) -> int:
     trained_run = load_run(args.workdir, args.checkpoint)
     views = None if args.views is None else _parse_views(args.views)
     size = _parse_size(args.image_size) if args.image_size else ()
-    means, examples = trained_run.evaluate(
+    measured = trained_run.evaluate(
         args.split, views=views, image_size=size, resize=args.resize, source=args.source
     )
-    trained = trained_run.facts.train_images, trained_run.facts.train_draws
-    report = trained_run.task.report(examples["true_label"], examples["label"], *trained)
+    task, figures = trained_run.task, measured.figures
     size = size or tuple(trained_run.facts.image_shape[:2])
     views = trained_run.config.data.views if views is None else views
     if args.json:
         how = {"split": args.split, "step": trained_run.step, "image_size": size, "views": views}
-        print(json.dumps({**how, **means, "report": report}))
+        print(json.dumps({**how, **figures, "report": measured.report}))
         return DONE
     entries = ",".join("=".join(map(str, entry)) for entry in views)
     print(
         f"{args.checkpoint} checkpoint, step {trained_run.step}, {args.split} split, "
         f"{size[0]}x{size[1]} pixels" + (f", views {entries}" if entries else "")
     )
-    print(format_report(report))
+    print(task.format(measured.report))
+    name, images = task.monitor.name, len(next(iter(measured.arrays.values())))
     print(
-        f"{args.split} accuracy {means['accuracy']:.4f} · {report['images']} images · "
-        f"loss {means['loss']:.4f} · step {trained_run.step} · {args.workdir}"
+        f"{args.split} {name} {figures[name]:.4f} · {images} images · "
+        f"loss {figures['loss']:.4f} · step {trained_run.step} · {args.workdir}"
     )
     return DONE
 

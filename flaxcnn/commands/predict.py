@@ -1,13 +1,11 @@
-"""The command `flaxcnn predict`: the most probable classes of image files and folders of them."""
+"""The command `flaxcnn predict`: what a run says of image files and folders of them."""
 
 import argparse
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from flaxcnn.data.images import FILE_FORMATS
@@ -17,23 +15,26 @@ from flaxcnn.training.inference import load_run
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints each batch's classes as they come; exit status 1 if a file had to be left out.
+    """Prints the answers of each batch as they come; exit status 1 if a file had to be left out.
 
     Those are named at the end. Raises UserError if not one could be read.
     """
     if args.top < 1:
         raise UserError(f"--top must be at least 1, got {args.top}")
     trained_run, files = load_run(args.workdir, args.checkpoint), list(_find_files(args.images))
-    bad, shown = [], 0
+    task, bad, shown = trained_run.task, [], 0
     for file, answer in trained_run.predict(files, args.resize):
         if isinstance(answer, UserError):
             bad.append(str(answer))
             continue
-        top = _choose_top(answer, trained_run.facts.class_names, args.top)
+        top = task.describe(answer, args.top)
         if args.json:
             print(", " if shown else "[", json.dumps({"image": file, "top": top}), sep="", end="")
         else:
-            print(file, *map(_format, top or [{}]), sep="\n", flush=True)
+            lines = map(task.format_entry, top)
+            print(file, *(f"  {line}" for line in lines), sep="\n", flush=True)
+            if not top:
+                print("  nothing: the network's output for it is not finite")
         shown += 1
     if not shown:
         more = f" (and {len(bad) - 1} more files could not be read)" if len(bad) > 1 else ""
@@ -63,17 +64,3 @@ def _find_files(paths: Sequence[str]) -> Iterator[str]:
         if not found:
             raise UserError(f"{path} holds no images")
         yield from sorted(found)
-
-
-def _choose_top(probabilities: np.ndarray, names: Sequence[str], count: int) -> list[Any]:
-    """The `count` most probable classes; none where the network's output is not finite."""
-    if not np.isfinite(probabilities).all():
-        return []
-    order = (-probabilities).argsort(kind="stable")[:count]
-    return [{"class": names[i], "probability": float(probabilities[i])} for i in order]
-
-
-def _format(entry: dict[str, Any]) -> str:
-    if not entry:
-        return "  no class: the network's output for it is not finite"
-    return f"  {entry['probability']:7.2%}  {entry['class']}"

@@ -72,7 +72,8 @@ def _run_with_one_thread() -> dict[str, Any]:
 def train_fixed_steps() -> dict[str, Any]:
     """Losses, the means of 5 steps each, and the SHA-256 of the final parameters."""
     from flaxcnn.training.config import Config, DataConfig, ModelConfig, OptimizerConfig
-    from flaxcnn.training.experiment import Experiment, find_facts, load_data
+    from flaxcnn.training.experiment import Experiment
+    from flaxcnn.training.parts import load_data
     from flaxcnn.training.state import hash_tree
 
     config = Config(
@@ -82,9 +83,8 @@ def train_fixed_steps() -> dict[str, Any]:
         epochs=2,
         steps_per_call=5,
     )
-    dataset = load_data(config)
-    experiment = Experiment(config, find_facts(config, dataset), dataset)
-    feeder = experiment.feeder(dataset.splits["train"])
+    experiment = Experiment(config, load_data(config))
+    feeder = experiment.feeder(experiment.dataset.splits["train"])
     call = experiment.train_call(feeder)
     state, losses = experiment.initial_state(), []
     for items in feeder.feed(experiment.plan):

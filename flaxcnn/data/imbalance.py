@@ -29,7 +29,7 @@ def subsample(
     """
     kept = np.ones(len(split), bool)
     for label, share in by_label("data.subsample", class_names, shares).items():
-        members = np.flatnonzero(split.labels == label)
+        members = np.flatnonzero(split.strata == label)
         count = max(1, int(np.floor(len(members) * share + 0.5)))
         order = permutation(len(members), seed, purpose=_SUBSAMPLE, index=label)
         kept[members[order[count:]]] = False
@@ -41,7 +41,7 @@ class Draws:
     """An epoch shows the images of class c `per_class[c]` times altogether.
 
     Each image of a class as often as the others within one; which ones are shown once more is
-    drawn anew every epoch. `labels` int32 [N], `per_class` int64 [C].
+    drawn anew every epoch. `labels` int32 [N], `per_class` int64 [C]; without classes all are 0.
     """
 
     labels: np.ndarray
@@ -82,7 +82,7 @@ def make_draws(
     Raises UserError for an unknown class.
     """
     counts = np.bincount(labels, minlength=len(class_names))
-    copies = np.ones(len(class_names), np.int64)
+    copies = np.ones_like(counts)
     for label, extra in by_label("data.expand", class_names, expand or {}).items():
         copies[label] += extra
     if sampler == "natural":

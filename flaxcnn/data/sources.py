@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from flaxcnn.data.images import ImageFormat, fit_image
 from flaxcnn.data.record import Files, Record, check_classes, hash_files, listing, refuse
-from flaxcnn.data.splits import ArraySplit, Opened, Split, hold_out, load_records, map_chunks
+from flaxcnn.data.splits import Opened, Records, Split, hold_out, load_records, map_chunks
 from flaxcnn.errors import UserError
 
 _DIGITS_SPLIT_SEED = 0  # of no run: every run is tested on the same 360 digits
@@ -19,7 +19,10 @@ _SHOWN = 20  # images that cannot be read, named in one message
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set for classification. `splits` has "train", and where they exist "validation", "test"."""
+    """What a source holds. `splits` has "train", and where they exist "validation" and "test".
+
+    `class_names` is empty where targets have no classes.
+    """
 
     name: str
     class_names: tuple[str, ...]
@@ -75,29 +78,17 @@ def load_dataset(
     image_format = ImageFormat(tuple(image_size), resize, channels)
     _check_fields(image_format, split, validation, on_bad_image, resident_limit)
     kind, _, name = source.partition(":")
-    if source == "digits":
-        dataset = _load_digits(image_format)
-    elif kind == "tfds" and name:
-        from flaxcnn.data.tfds_source import open_tfds  # loads tfds only where it is needed
-
-        opened = open_tfds(name, image_format)
-        if record:
-            check_classes(source, record.class_names, opened.class_names)
-            if record.version not in ("", opened.version):
-                raise refuse(source, [f"it is {opened.version}, that was {record.version}"])
-        dataset = _load(source, opened, on_bad_image, resident_limit)
-    elif kind == "folder" and name:
-        from flaxcnn.data.folder import open_folder
-
-        opened = open_folder(name, image_format, record)
-        if record and record.files:
+    if kind not in OPENERS or bool(name) == (kind == "digits"):
+        raise UserError(f"data.source must be digits, tfds:<name> or folder:<path>, got {source!r}")
+    opened = OPENERS[kind](name, image_format, record)
+    if record:
+        check_classes(source, record.class_names, opened.class_names)
+        if opened.version and record.version not in ("", opened.version):
+            raise refuse(source, [f"it is {opened.version}, that was {record.version}"])
+        if record.files:
             loaded = _load(source, opened, "refuse", resident_limit)
             return dataclasses.replace(loaded, version=record.version, files=record.files)
-        dataset = _load(source, opened, on_bad_image, resident_limit)
-    else:
-        raise UserError(f"data.source must be digits, tfds:<name> or folder:<path>, got {source!r}")
-    if record:
-        check_classes(source, record.class_names, dataset.class_names)
+    dataset = _load(source, opened, on_bad_image, resident_limit)
     by_place = record is not None and not record.version
     dataset = _divide(dataset, split, validation, seed, by_place)
     _note_measured(dataset)
@@ -163,24 +154,58 @@ def _check_fields(
         raise UserError(f"data.resident_limit must be at least 0, got {resident_limit}")
 
 
-def _load_digits(image_format: ImageFormat) -> Dataset:
+@dataclass(frozen=True)
+class _Digits:
+    """One split of scikit-learn's digits."""
+
+    images: np.ndarray  # uint8 [N, 8, 8]
+    labels: np.ndarray
+    format: ImageFormat
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+        """See `flaxcnn.data.splits.Records`."""
+        for index in indices:
+            yield fit_image(self.images[index], *self.format), int(self.labels[index])
+
+
+def _open_digits(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     ink, labels = load_digits(return_X_y=True)  # from 0 to 16
     images = np.round(np.asarray(ink) * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-    images = np.stack([fit_image(image, *image_format) for image in images])
-    labels = np.asarray(labels, np.int32)
-    train, test = train_test_split(
+    parts = train_test_split(
         np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=_DIGITS_SPLIT_SEED
     )
-    whole = ArraySplit(images, labels)
-    splits: dict[str, Split] = {
-        "train": whole.subset(np.sort(train)),
-        "test": whole.subset(np.sort(test)),
+    records: dict[str, Records] = {
+        split: _Digits(images[np.sort(part)], np.asarray(labels)[np.sort(part)], image_format)
+        for split, part in zip(("train", "test"), parts, strict=True)
     }
-    shape = images.shape[1:]
-    return Dataset("digits", tuple("0123456789"), shape, splits, skipped=0, version="digits")
+    shape = fit_image(images[0], *image_format).shape
+    return Opened(tuple("0123456789"), shape, records, version="digits")
+
+
+def _open_tfds(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
+    from flaxcnn.data.tfds_source import open_tfds  # loads tfds only where it is needed
+
+    return open_tfds(name, image_format)
+
+
+def _open_folder(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
+    from flaxcnn.data.folder import open_folder
+
+    return open_folder(name, image_format, record)
+
+
+OPENERS: dict[str, Callable[[str, ImageFormat, Record | None], Opened]] = {
+    "digits": _open_digits,
+    "tfds": _open_tfds,
+    "folder": _open_folder,
+}
+"""By the word before the colon of `data.source`: (what follows it, format, record) -> `Opened`."""
 
 
 def _load(source: str, opened: Opened, on_bad_image: str, resident_limit: int) -> Dataset:
@@ -208,7 +233,8 @@ def _load(source: str, opened: Opened, on_bad_image: str, resident_limit: int) -
         if name in files:
             names = list(files[name])
             skipped |= {names[index]: files[name].pop(names[index]) for index in bad}
-        if len(split) and _has_labels(title, name, split.labels, len(opened.class_names)):
+        classes = len(opened.class_names)
+        if len(split) and (not classes or _has_labels(title, name, split.strata, classes)):
             splits[name] = split
     _tell(source, errors, on_bad_image)
     if skipped:
@@ -266,7 +292,7 @@ def _divide(
         if name in splits or share == 0:
             continue
         whole = splits["train"]
-        kept, held = hold_out(whole.labels, share, seed, by_place=by_place)
+        kept, held = hold_out(whole.strata, share, seed, by_place=by_place)
         if not len(kept) or not len(held):
             raise UserError(
                 f"{field} leaves {name} or train without images: there are {len(whole)}"
@@ -286,9 +312,9 @@ def _note_measured(dataset: Dataset) -> None:
     if "test" not in dataset.splits:
         split = "validation" if "validation" in dataset.splits else "train"
         print(f"{dataset.name} has no test split: {split} stands in for it", file=sys.stderr)
-    trained = np.unique(dataset.splits["train"].labels)
+    trained = np.unique(dataset.splits["train"].strata)
     for name, split in dataset.splits.items():
-        missing = np.setdiff1d(split.labels, trained)
+        missing = np.setdiff1d(split.strata, trained)
         if len(missing):
             names = listing([dataset.class_names[label] for label in missing])
             print(f"WARNING: {name} has classes without training image: {names}", file=sys.stderr)

@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from flaxcnn.data.permutation import permutation, uniform
 from flaxcnn.errors import UserError
@@ -20,17 +21,20 @@ _HOLD_OUT, _CLASSES = 2, 5
 
 
 class Split(Protocol):
-    """Labelled images of one shape. Picklable: worker processes get a copy."""
+    """Images of one shape and their targets. Picklable: worker processes get a copy."""
 
     @property
-    def labels(self) -> np.ndarray:
-        """int32 [N]."""
+    def strata(self) -> np.ndarray:
+        """int32 [N]: the label of each example, by which splits are divided and epochs balanced.
+
+        All 0 where targets are no labels.
+        """
         ...
 
     def __len__(self) -> int: ...
 
-    def load(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 [n, H, W, C] and labels int32 [n]."""
+    def load(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Images uint8 [n, H, W, C]; targets, a tree of arrays [n, ...], labels as int32 [n]."""
         ...
 
     def subset(self, indices: np.ndarray) -> "Split":
@@ -40,21 +44,31 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """A split in memory: `images` uint8 [N, H, W, C], `labels` int32 [N]."""
+    """A split in memory: `images` uint8 [N, H, W, C], `targets` a tree of arrays [N, ...]."""
 
     images: np.ndarray
-    labels: np.ndarray
+    targets: Any
+
+    @property
+    def strata(self) -> np.ndarray:
+        """See `Split`."""
+        return _find_strata(self.targets, len(self))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
 
-    def load(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
         """See `Split`."""
-        return self.images[indices], self.labels[indices]
+        return jax.tree.map(lambda x: x[indices], (self.images, self.targets))
 
     def subset(self, indices: np.ndarray) -> "ArraySplit":
         """See `Split`."""
         return ArraySplit(*self.load(indices))
+
+
+def _find_strata(targets: Any, count: int) -> np.ndarray:
+    labels = isinstance(targets, np.ndarray) and targets.ndim == 1 and targets.dtype == np.int32
+    return targets if labels else np.zeros(count, np.int32)
 
 
 class Records(Protocol):
@@ -62,10 +76,11 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray | UserError, int]]:
-        """For each index its decoded image, uint8 [H, W, C], or what is wrong with it; its label.
+    def read(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray | UserError, Any]]:
+        """For each index its decoded image, uint8 [H, W, C], or what is wrong with it; its target.
 
-        All images have the same shape.
+        All images have the same shape. A target is a label, or a tree of arrays with the same
+        shapes for every example.
         """
         ...
 
@@ -84,27 +99,39 @@ class Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class LazySplit:
-    """The examples `indices` of `records`, decoded when loaded; `labels` int32 [N] are known."""
+    """The examples `indices` of `records`, decoded when loaded; `strata` as of `Split`."""
 
     records: Records
     indices: np.ndarray
-    labels: np.ndarray
+    strata: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.indices)
 
-    def load(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
         """See `Split`. Raises UserError if an image has been damaged since it was checked."""
-        images = []
-        for image, _ in self.records.read(self.indices[indices]):
+        images, targets = [], []
+        for image, target in self.records.read(self.indices[indices]):
             if isinstance(image, UserError):
                 raise image
             images.append(image)
-        return np.stack(images), self.labels[indices]
+            targets.append(target)
+        return np.stack(images), _stack(targets)
 
     def subset(self, indices: np.ndarray) -> "LazySplit":
         """See `Split`."""
-        return LazySplit(self.records, self.indices[indices], self.labels[indices])
+        return LazySplit(self.records, self.indices[indices], self.strata[indices])
+
+
+def _is_label(target: Any) -> bool:
+    return isinstance(target, int | np.integer)
+
+
+def _stack(targets: list[Any]) -> Any:
+    """One tree of arrays [n, ...] of n trees; labels become int32 [n]."""
+    if _is_label(targets[0]):
+        return np.array(targets, np.int32)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *targets)
 
 
 def load_records(
@@ -118,12 +145,13 @@ def load_records(
     count = len(records)
     resident = count * int(np.prod(image_shape)) <= resident_limit
     images = np.empty((count if resident else 0, *image_shape), np.uint8)
-    labels = np.empty(count, np.int32)
+    targets: list[Any] = [None] * count
 
     def decode(indices: np.ndarray) -> dict[int, UserError]:
         bad = {}
-        for index, (image, label) in zip(indices, records.read(indices), strict=True):
-            labels[index] = label
+        for index, (image, target) in zip(indices, records.read(indices), strict=True):
+            if resident or _is_label(target):  # what is no label may be as large as an image
+                targets[index] = target
             if isinstance(image, UserError):
                 bad[int(index)] = image
             elif resident:
@@ -133,7 +161,12 @@ def load_records(
     bad: dict[int, UserError] = {}
     for of_chunk in map_chunks(decode, count, title):
         bad |= of_chunk
-    whole = ArraySplit(images, labels) if resident else LazySplit(records, np.arange(count), labels)
+    if resident:
+        whole = ArraySplit(images, _stack(targets))
+    else:
+        labelled = _is_label(targets[0])
+        strata = _stack(targets) if labelled else np.zeros(count, np.int32)
+        whole = LazySplit(records, np.arange(count), strata)
     return (whole.subset(np.delete(np.arange(count), list(bad))) if bad else whole), bad
 
 

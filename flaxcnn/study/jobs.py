@@ -14,10 +14,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 import jax
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from flaxcnn.errors import UserError
 from flaxcnn.study.study import Run
+from flaxcnn.tasks.registry import find_task
 from flaxcnn.training.environment import count_threads
 from flaxcnn.training.loop import train
 from flaxcnn.training.stop_signal import StopSignal
@@ -55,7 +56,8 @@ def run_parallel(runs: Sequence[Run], jobs: int) -> bool:
                     failures.append(f"case {run.case!r}, seed {run.config.seed}: {answer}")
                 elif isinstance(answer, float):
                     bar.update()
-                    bar.write(f"{run.case}, seed {run.config.seed}: accuracy {answer:.4f}")
+                    figure = find_task(run.config.task.name).monitor.name
+                    bar.write(f"{run.case}, seed {run.config.seed}: {figure} {answer:.4f}")
     if failures:
         raise UserError("; ".join(failures))
     return all(Workdir(run.workdir).has("result") for run in runs)
@@ -71,13 +73,14 @@ def _start(run: Run, threads: int) -> Job:
 
 
 def _work(run: Run, threads: int, answer: Connection) -> None:
-    """In a new process: trains `run` and sends its accuracy, None if stopped, or what is wrong."""
+    """In a new process: trains `run` and sends its figure, None if stopped, or what is wrong."""
     os.setsid()  # Ctrl-C reaches the parent alone, which then asks each job once
     os.environ["NPROC"] = str(threads)  # read when JAX makes its CPU client
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             result = train(run.config, run.workdir)
-        answer.send(None if result is None else result["accuracy"])
+        figure = find_task(run.config.task.name).monitor.name
+        answer.send(None if result is None else result[figure])
     except UserError as error:
         answer.send(str(error))
 

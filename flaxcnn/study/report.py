@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from flaxcnn.study.pictures import draw_case_confusions, draw_case_curves
+from flaxcnn.study.pictures import draw_case_curves
 from flaxcnn.study.study import Run, Study
-from flaxcnn.tasks.classification import count_confusions
+from flaxcnn.tasks.figures import format_markdown, save_figure, scale_of
+from flaxcnn.tasks.task import Metric, Task
+from flaxcnn.training.facts import Facts
 from flaxcnn.training.logger import read_rows
+from flaxcnn.training.parts import make_task
 from flaxcnn.training.sessions import read_sessions
 from flaxcnn.training.workdir import Workdir
 
@@ -35,18 +38,19 @@ def write_report(
     first line becomes the title.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    cases = {case: collect_case([r for r in runs if r.case == case]) for case in study.cases}
-    for case, accuracy in study.source.items():
-        cases[case]["source"] = accuracy
+    first = Workdir(runs[0].workdir)
+    task = make_task(first.config(), Facts.read(first).setting)
+    cases = {case: collect_case(task, [r for r in runs if r.case == case]) for case in study.cases}
+    for case, figure in study.source.items():
+        cases[case]["source"] = figure
     workdirs = {case: [Workdir(r.workdir) for r in runs if r.case == case] for case in cases}
-    facts = Workdir(runs[0].workdir).read("run")
-    curves, confusions = f"{name}_curves.png", f"{name}_confusions.png"
+    curves, pictures = f"{name}_curves.png", f"{name}_cases.png"
     rows = {case: [read_rows(w) for w in found] for case, found in workdirs.items()}
-    draw_case_curves(folder / curves, rows)
-    classes = facts["class_names"]
-    counts = {case: _add_confusions(found, len(classes)) for case, found in workdirs.items()}
-    draw_case_confusions(folder / confusions, counts, classes)
-    environment = read_sessions(Workdir(runs[0].workdir))[-1]
+    save_figure(draw_case_curves(rows, task.monitor), folder / curves)
+    drawn = task.draw_cases({case: _load(found) for case, found in workdirs.items()})
+    if drawn is not None:
+        save_figure(drawn, folder / pictures)
+    environment = read_sessions(first)[-1]
     content = {"command": command, "quick": quick, "cases": cases, "environment": environment}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     title, _, rest = text.strip().partition("\n")
@@ -54,11 +58,11 @@ def write_report(
         f"# {title}{' (quick form)' * quick}",
         _describe_quick(study) if quick else "",
         rest.strip(),
-        format_table(cases),
-        f"![Training loss and validation accuracy by epoch]({curves})",
+        format_table(cases, task.monitor),
+        f"![Training loss and validation {task.monitor.name} by epoch]({curves})",
         "Lines are means over seeds, bands reach from the lowest to the highest seed.",
-        *([format_classes(cases)] if len(classes) <= 20 else []),
-        f"![Confusion matrices]({confusions})",
+        task.format_cases(cases),
+        f"![The cases' pictures side by side]({pictures})" if drawn is not None else "",
         _describe(environment, command),
     ]
     path = folder / f"{name}.md"
@@ -75,11 +79,11 @@ def _describe_quick(study: Study) -> str:
     )
 
 
-def collect_case(runs: Sequence[Run]) -> Case:
-    """What the runs of one case came to: JSON-ready, accuracies in 0..1 in the order of seeds."""
+def collect_case(task: Task, runs: Sequence[Run]) -> Case:
+    """What the runs of one case came to: JSON-ready, the task's figure in the order of seeds."""
     results = [Workdir(run.workdir).read("result") for run in runs]
     facts = Workdir(runs[0].workdir).read("run")
-    reports = [result["report"] for result in results]
+    figure = task.monitor.name
     images = sum(facts["train_draws"])
     rates = [
         row["images_per_second"]
@@ -88,7 +92,7 @@ def collect_case(runs: Sequence[Run]) -> Case:
         if "images_per_second" in row  # not where a call compiled
     ]
     return {
-        "accuracy": [result["accuracy"] for result in results],
+        figure: [result[figure] for result in results],
         "loss": [result["loss"] for result in results],
         "seeds": [run.config.seed for run in runs],
         "split": results[0]["split"],
@@ -96,64 +100,48 @@ def collect_case(runs: Sequence[Run]) -> Case:
         "parameters": facts["parameters"],
         "images_per_epoch": images,
         "seconds_per_epoch": images / statistics.median(rates) if rates else None,
-        "classes": {
-            entry["name"]: {
-                key: statistics.fmean(report["classes"][i][key] for report in reports)
-                for key in ("precision", "recall", "f1")
-            }
-            for i, entry in enumerate(reports[0]["classes"])
-        },
+        **task.average([result["report"] for result in results]),
     }
 
 
-def format_table(cases: Mapping[str, Case]) -> str:
-    """One row per case, as Markdown: mean accuracy, standard deviation (n - 1) and seeds."""
+def format_table(cases: Mapping[str, Case], metric: Metric) -> str:
+    """One row per case, as Markdown: mean of `metric`, standard deviation (n - 1) and seeds."""
+    scale, unit = scale_of(metric), f" {metric.unit}".rstrip()
     with_source = any("source" in case for case in cases.values())
     split = next(iter(cases.values()))["split"]
-    columns = ["case", f"{split} accuracy", "std", "seeds", "loss", "epochs", "images per epoch"]
+    columns = [
+        "case",
+        f"{split} {metric.name}",
+        "std",
+        "seeds",
+        "loss",
+        "epochs",
+        "images per epoch",
+    ]
     columns += ["s per epoch", "parameters"]
     if with_source:
         columns.insert(4, "source")
     rows = []
     for name, case in cases.items():
-        accuracies = case["accuracy"]
-        spread = f"{100 * statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else "-"
-        row = [name, f"{100 * statistics.fmean(accuracies):.2f} %", spread, str(len(accuracies))]
+        values = case[metric.name]
+        spread = f"{scale * statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+        row = [name, f"{scale * statistics.fmean(values):.2f}{unit}", spread, str(len(values))]
         if with_source:
-            row.append(f"{100 * case['source']:.2f} %" if "source" in case else "")
+            row.append(f"{scale * case['source']:.2f}{unit}" if "source" in case else "")
         row += [f"{statistics.fmean(case['loss']):.4f}", str(case["epochs"])]
         seconds = case["seconds_per_epoch"]
         row += [f"{case['images_per_epoch']:,}", "-" if seconds is None else f"{seconds:.1f}"]
         rows.append([*row, f"{case['parameters']:,}"])
-    return _markdown(columns, rows)
+    return format_markdown(columns, rows)
 
 
-def format_classes(cases: Mapping[str, Case]) -> str:
-    """Precision, recall and F1 of each class (row) in each case (column), means over seeds."""
-    columns = ["class: precision, recall, F1", *cases]
-    first = next(iter(cases.values()))
-    rows = [
-        [name, *(_format_scores(case["classes"][name]) for case in cases.values())]
-        for name in first["classes"]
-    ]
-    return _markdown(columns, rows)
-
-
-def _format_scores(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{scores[key]:.2f}" for key in ("precision", "recall", "f1"))
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _add_confusions(workdirs: Sequence[Workdir], classes: int) -> np.ndarray:
-    total = np.zeros((classes, classes), np.int64)
+def _load(workdirs: Sequence[Workdir]) -> list[dict[str, np.ndarray]]:
+    """What each run predicted; see `Workdir`."""
+    found = []
     for workdir in workdirs:
-        with np.load(workdir.examples) as examples:
-            total += count_confusions(examples["true_label"], examples["label"], classes)
-    return total
+        with np.load(workdir.examples) as arrays:
+            found.append(dict(arrays))
+    return found
 
 
 def _describe(environment: Mapping[str, Any], command: str) -> str:
@@ -165,7 +153,7 @@ def _describe(environment: Mapping[str, Any], command: str) -> str:
         hardware = f"{threads} thread{'s' * (threads > 1)} of a CPU ({environment['machine_type']})"
     return (
         f"Measured with `{command}` on {hardware}, Python {environment['python']}, {packages}; "
-        f"written {datetime.date.today().isoformat()}. Accuracies are of the final parameters; "
+        f"written {datetime.date.today().isoformat()}. Figures are of the final parameters; "
         "seconds are those of training alone, from the median rate, on a machine that may have had "
         "other work."
     )

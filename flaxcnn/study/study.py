@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flaxcnn.errors import UserError
+from flaxcnn.tasks.registry import find_task
 from flaxcnn.training.config import Config, check_field, from_dict, to_dict, validate
 from flaxcnn.training.loop import train
 from flaxcnn.training.workdir import Workdir
@@ -32,7 +33,7 @@ class Study:
       cases: by name, the fields ("optimizer.learning_rate") in which each differs from `config`.
       seeds: runs of each case, with consecutive seeds.
       quick: fields that `--quick` sets in every case, to see the study work in a few minutes.
-      source: the accuracy in 0..1 that the source gives for a case.
+      source: the figure (of classification the accuracy, 0..1) that the source gives for a case.
     """
 
     config: Config
@@ -124,7 +125,8 @@ def carry_out(runs: list[Run]) -> bool:
             raise UserError(f"case {run.case!r}, seed {run.config.seed}: {error}") from error
         if result is None:
             return False
-        print(f"  {result['split']} accuracy {result['accuracy']:.4f}", flush=True)
+        figure = find_task(run.config.task.name).monitor.name
+        print(f"  {result['split']} {figure} {result[figure]:.4f}", flush=True)
         if new:
             spent, done = spent + time.perf_counter() - start, done + 1
     return True

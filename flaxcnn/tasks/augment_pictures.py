@@ -1,10 +1,8 @@
 """What a policy of augmentation does to images, as one picture."""
 
-import os
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -12,7 +10,10 @@ import numpy as np
 from flaxcnn.data.augment import make_augment, read_policy
 from flaxcnn.data.images import read_image
 from flaxcnn.errors import UserError
-from flaxcnn.tasks.pictures import make_figure, save_figure
+from flaxcnn.tasks.figures import make_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Policy = Sequence[Sequence[Any]]
 Row = tuple[str, list[np.ndarray]]  # what is written above, images [H, W, C] from left to right
@@ -22,7 +23,6 @@ _CELL, _GAP, _MARGIN, _LINE, _LETTER = 1.5, 0.05, 0.12, 0.22, 0.085
 
 
 def draw_policy(
-    path: str | os.PathLike[str],
     policy: Policy,
     files: Sequence[str],
     *,
@@ -32,21 +32,19 @@ def draw_policy(
     samples: int = 8,
     seed: int = 0,
     title: str = "",
-) -> None:
+) -> "Figure":
     """Draws the images, a row of samples for each entry of `policy` alone, and two for all of it.
 
     The images are brought to `image_size`, or to the first one's own size, and taken in turn; each
     turn is an epoch. Mixing, whose other image is the next of the batch, takes the next file, or of
     a single file its mirror image. Which samples are drawn depends on `seed` only. `title` says
     where the policy is from.
-    Raises UserError for a wrong policy or none, and for files that cannot be read or written.
+    Raises UserError for a wrong policy or none, and for files that cannot be read.
     """
     if not policy:
         raise UserError("there is nothing to draw: the config has no data.augment")
     if samples < max(1, len(files)):
         raise UserError(f"--samples is {samples}, and there are {len(files)} images to be shown")
-    if not Path(path).parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {Path(path).parent}")
     first = read_image(files[0], tuple(image_size), resize, channels)
     size = first.shape[:2]
     images = np.stack([read_image(file, size, resize, first.shape[-1]) for file in files])
@@ -59,7 +57,7 @@ def draw_policy(
         both = sample_policy(policy, images, 2 * samples, seed)
         rows += [("all of them, in order", both[:samples]), ("", both[samples:])]
         title += "; at the end all of them, in order"
-    _draw_rows(path, rows, samples, title)
+    return _draw_rows(rows, samples, title)
 
 
 def sample_policy(
@@ -76,7 +74,7 @@ def sample_policy(
     ]
 
 
-def _draw_rows(path: str | os.PathLike[str], rows: Sequence[Row], columns: int, title: str) -> None:
+def _draw_rows(rows: Sequence[Row], columns: int, title: str) -> "Figure":
     """Rows of images with their text above, on one pair of axes in inches.
 
     `title` stands beside the images of the first row, or above them where there is no room.
@@ -103,10 +101,7 @@ def _draw_rows(path: str | os.PathLike[str], rows: Sequence[Row], columns: int, 
     _write(axes, told, _MARGIN + beside, _MARGIN + len(labels[0]) * _LINE)
     axes.set_axis_off()
     axes.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0), aspect="auto")
-    try:
-        save_figure(figure, path)
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}") from error
+    return figure
 
 
 def _write(axes: Any, lines: Sequence[str], left: float, top: float) -> None:

@@ -11,6 +11,7 @@ from flaxcnn.training.config import (
     LossConfig,
     ModelConfig,
     OptimizerConfig,
+    TaskConfig,
 )
 from flaxcnn.training.config_file import load_config
 
@@ -21,6 +22,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "TaskConfig",
     "load_config",
     "run",
     "train",
@@ -43,8 +45,8 @@ def train(
       config: what to train: a `Config`, or the name or file of one ("digits", "my.py").
       workdir: the folder of the run; made where it is missing.
       on_validation: called after each epoch, once it is saved, with the epoch's figures: step,
-        epoch, and the metrics of the validation split (accuracy and loss). What it raises ends the
-        run, which can be resumed. Never called where there is no validation split.
+        epoch, and the metrics of the validation split (of classification accuracy and loss). What
+        it raises ends the run, which can be resumed. Never called without a validation split.
       stop: asked after each call of a few steps: True saves the run and ends it.
 
     Returns:

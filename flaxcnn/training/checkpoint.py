@@ -29,6 +29,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from flaxcnn.errors import UserError
+from flaxcnn.tasks.task import Metric
 from flaxcnn.training.state import TrainState, hash_layout, hash_tree
 
 _SPACE_FOR_METADATA = 2**18  # bytes, of a checkpoint beside its arrays
@@ -42,11 +43,11 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs each step of eac
 class SavedCheckpoints:
     """The complete checkpoints in a folder, which need not exist. Reading changes nothing in it.
 
-    `monitor` is "accuracy" (higher is better) or "loss" (lower); NaN is worse than any number. Of
-    equals the later is better.
+    `monitor` says which metric of validation decides, and whether its largest or its smallest value
+    is the best; NaN is worse than any number. Of equals the later is better.
     """
 
-    def __init__(self, directory: Path, monitor: str):
+    def __init__(self, directory: Path, monitor: Metric):
         self._directory, self._monitor = directory, monitor
         self._damaged: set[int] = set()  # as far as tried
         self._opened = _without_patterns(self, directory.absolute())
@@ -135,10 +136,10 @@ class SavedCheckpoints:
 
     def _score(self, metrics: Mapping[str, float]) -> tuple[bool, float]:
         """The larger the better: without metrics, then NaN, then what was measured."""
-        value = metrics.get(self._monitor)
+        value = metrics.get(self._monitor.name)
         if value is None:
             return _UNRATED
-        sign = -1 if self._monitor == "loss" else 1
+        sign = 1 if self._monitor.best == "max" else -1
         return True, -math.inf if math.isnan(value) else sign * value
 
     def _names(self) -> list[str]:
@@ -154,7 +155,7 @@ class Checkpoints(SavedCheckpoints):
     Only for who holds the lock of the run's folder.
     """
 
-    def __init__(self, directory: Path, keep_last: int, keep_best: int, monitor: str):
+    def __init__(self, directory: Path, keep_last: int, keep_best: int, monitor: Metric):
         directory.mkdir(parents=True, exist_ok=True)
         super().__init__(directory, monitor)
         self._keep_last, self._keep_best = keep_last, keep_best

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from flaxcnn.data.augment import freeze_policy, read_policy, read_views
 from flaxcnn.errors import UserError
+from flaxcnn.tasks.registry import find_task
 
 
 @dataclasses.dataclass
@@ -62,8 +63,19 @@ class DataConfig:
 
 
 @dataclasses.dataclass
+class TaskConfig:
+    """What is to be learnt; the settings of classification are the fields of `loss`."""
+
+    name: str = "classification"  # the only one so far
+    kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of any other task
+
+    def __post_init__(self):
+        self.kwargs = ConfigDict(dict(self.kwargs))
+
+
+@dataclasses.dataclass
 class LossConfig:
-    """What is minimised."""
+    """What classification minimises."""
 
     name: str = "cross_entropy"  # "binary_cross_entropy", "focal", "mse"
     label_smoothing: float = 0.0  # cross-entropy and focal only
@@ -118,6 +130,7 @@ class Config:
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
@@ -126,7 +139,7 @@ class Config:
     precision: str = "float32"  # compute type: "float32" or "bfloat16"; parameters stay float32
     parallel: str = "jit"  # or "pmap"
     steps_per_call: int = 0  # 0: chosen from the network's multiply-adds and the device kind
-    monitor: str = "accuracy"  # validation metric for the best checkpoint and early stopping
+    monitor: str = ""  # best checkpoint, early stopping: "loss", or "" for the task's own metric
     early_stopping: int = 0  # epochs without improvement of `monitor`; 0 never stops early
 
 
@@ -138,7 +151,6 @@ _CHOICES = {
     "loss.class_weights": ("none", "balanced", "effective"),
     "precision": ("float32", "bfloat16"),
     "parallel": ("jit", "pmap"),
-    "monitor": ("accuracy", "loss"),
 }
 _AT_LEAST = {
     "epochs": 1,
@@ -239,6 +251,9 @@ def validate(config: Config) -> None:
             f"optimizer.accumulate must divide data.batch_size: {config.optimizer.accumulate} "
             f"does not divide {config.data.batch_size}"
         )
+    own = find_task(config.task.name).monitor.name
+    if config.monitor not in ("", own, "loss"):
+        raise UserError(f"monitor must be {own} or loss, got {config.monitor!r}")
     if not 0 <= config.optimizer.ema_decay < 1:
         raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
     _check_imbalance(config.data, config.loss)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import Config, validate
-from flaxcnn.training.experiment import Facts
+from flaxcnn.training.facts import Facts
 from flaxcnn.training.logger import read_rows
 from flaxcnn.training.workdir import Workdir
 

@@ -13,12 +13,14 @@ import numpy as np
 from flaxcnn.data.augment import read_views, viewed_shape
 from flaxcnn.data.images import read_image
 from flaxcnn.errors import UserError
-from flaxcnn.tasks.classification import Classification
+from flaxcnn.tasks.task import Task
 from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.config import Config
-from flaxcnn.training.experiment import Experiment, Facts, make_model, make_task, reload_data
+from flaxcnn.training.evaluate import Evaluation
+from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.facts import Facts, reload_data
 from flaxcnn.training.optim import make_optimizer
-from flaxcnn.training.state import make_state
+from flaxcnn.training.parts import find_monitor, make_model, make_run_state, make_task
 from flaxcnn.training.step import check_takes, make_forward, make_preprocess
 from flaxcnn.training.workdir import Workdir
 
@@ -31,29 +33,28 @@ class TrainedRun:
     facts: Facts
     step: int
     model: nn.Module
-    task: Classification
+    task: Task
     variables: Any
     workdir: Workdir
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, C] of the run's own shape -> float32 [N, classes].
+    def answer(self, images: np.ndarray) -> Any:
+        """uint8 [N, H, W, C] of the run's own shape -> the task's answers, arrays [N, ...].
 
-        Over the config's `data.views`, if it has any: an image is judged as the run's own test
-        images were, whose accuracy is in result.json.
+        Of classification, probabilities float32 [N, classes]. Over the config's `data.views`, if it
+        has any: an image is judged as the run's own test images were, whose figures are in
+        result.json.
         """
-        return np.asarray(self._forward(self.variables, images))
+        return jax.device_get(self._forward(self.variables, images))
 
     @cached_property
-    def _forward(self) -> Callable[[Any, np.ndarray], jax.Array]:
+    def _forward(self) -> Callable[[Any, np.ndarray], Any]:
         preprocess = make_preprocess(self.facts.mean, self.facts.std)
         views = read_views(self.config.data.views, self.facts.image_shape)
-        logits = make_forward(self.model, preprocess, views)
-        return jax.jit(lambda variables, x: self.task.probabilities(logits(variables, x)))
+        forward = make_forward(self.model, preprocess, views)
+        return jax.jit(lambda variables, x: self.task.answer(forward(variables, x)))
 
-    def predict(
-        self, files: Sequence[str], resize: str | None = None
-    ) -> Iterator[tuple[str, np.ndarray | UserError]]:
-        """Each file with its probabilities, float32 [classes], or with what is wrong with it.
+    def predict(self, files: Sequence[str], resize: str | None = None) -> Iterator[tuple[str, Any]]:
+        """Each file with the task's answer, or with the UserError that says what is wrong with it.
 
         Files are read and computed `data.eval_batch_size` at a time; `resize` as for `read_image`.
         """
@@ -66,9 +67,10 @@ class TrainedRun:
                     batch[index] = self.read_image(file, resize)
                 except UserError as error:
                     errors[index] = error
-            rows = self.probabilities(batch) if len(errors) < len(chosen) else batch
+            answers = self.answer(batch) if len(errors) < len(chosen) else batch
             for index, file in enumerate(chosen):
-                yield file, errors[index] if index in errors else rows[index]
+                one = errors.get(index) or jax.tree.map(lambda x, i=index: x[i], answers)
+                yield file, one
 
     def read_image(self, file: str, resize: str | None = None) -> np.ndarray:
         """An image file -> uint8 [H, W, C] as the run saw its own.
@@ -94,10 +96,10 @@ class TrainedRun:
         image_size: Sequence[int] = (),
         resize: str | None = None,
         source: str | None = None,
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    ) -> Evaluation:
         """Exact metrics and per-example predictions on a split of the run's data set.
 
-        `views` stand in the place of the config's `data.views`, () for none of them. With
+        `views` are used instead of the config's `data.views`, () for none of them. With
         `image_size` (height, width) images are brought to that size instead of the run's, by
         `resize` or as the config says (Touvron 2019); the normalisation stays the run's. `source`
         is where the run's data set is by now, in the words of `data.source`.
@@ -114,7 +116,7 @@ class TrainedRun:
             data = dataclasses.replace(config.data, source=source)
             config = dataclasses.replace(config, data=data)
         facts = dataclasses.replace(self.facts, image_shape=list(shape))
-        experiment = Experiment(config, facts, reload_data(config, facts, self.workdir))
+        experiment = Experiment(config, reload_data(config, facts, self.workdir), facts)
         splits = experiment.dataset.splits
         if split not in splits:
             raise UserError(f"{config.data.source} has no {split} split: {', '.join(splits)}")
@@ -146,23 +148,14 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
     """
     workdir = Workdir(path)
     config, facts = workdir.config(), Facts.read(workdir)
-    model = make_model(config, facts.class_names, None)
+    task = make_task(config, facts.setting)
+    model = make_model(config, task, None)
     tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
-    abstract = jax.eval_shape(
-        lambda: make_state(
-            model,
-            tx,
-            facts.image_shape,
-            seed=config.seed,
-            ema=config.optimizer.ema_decay > 0,
-            lookahead=config.optimizer.lookahead_every > 0,
-        )
-    )
-    checkpoints = SavedCheckpoints(workdir.checkpoints, config.monitor)
+    abstract = jax.eval_shape(lambda: make_run_state(config, model, tx, facts.image_shape))
+    checkpoints = SavedCheckpoints(workdir.checkpoints, find_monitor(config))
     restore = checkpoints.restore_best if checkpoint == "best" else checkpoints.restore_latest
     restored = restore(abstract)
     if restored is None:
         raise UserError(f"{path} has no checkpoint yet")
     step, state, _ = restored
-    task = make_task(config, facts.class_names)
     return TrainedRun(config, facts, step, model, task, state.variables, workdir)

@@ -1,7 +1,7 @@
 """What a run says while it goes: metrics.jsonl, TensorBoard events, progress.
 
-On a terminal a bar moves; elsewhere (a file, a pipe, a notebook) there are plain lines alone, one
-for each epoch.
+On a terminal and in a notebook a bar moves; elsewhere (a file, a pipe) there are plain lines alone,
+one for each epoch.
 """
 
 import json
@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any
 
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from flaxcnn.data.feeders import TrainPlan
+from flaxcnn.data.plans import TrainPlan
 from flaxcnn.training.workdir import Workdir
 
 Row = dict[str, Any]
@@ -37,7 +37,8 @@ class Logger:
     file reads as if the run had never been interrupted.
     """
 
-    def __init__(self, workdir: Workdir, plan: TrainPlan, first_step: int):
+    def __init__(self, workdir: Workdir, plan: TrainPlan, first_step: int, figure: str):
+        """`figure` is the metric that is shown beside the loss."""
         rows = [row for row in read_rows(workdir) if row["step"] <= first_step]
         temporary = workdir.metrics.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -50,9 +51,10 @@ class Logger:
             bar_format=_BAR,
             dynamic_ncols=True,
             mininterval=0.5,
-            disable=None,  # where it is not on a terminal
+            # None: where it is not on a terminal; a notebook has a bar of its own kind.
+            disable=None if "ipykernel" not in sys.modules else False,
         )
-        self._plan, self._step = plan, first_step
+        self._plan, self._step, self._shown = plan, first_step, ("loss", figure)
         self._epoch = _of_unfinished_epoch(rows, first_step // plan.steps_per_epoch)
         self._compiled: set[int] = set()  # lengths of calls
         self._steps, self._seconds = 0, 0.0  # of the calls that did not compile
@@ -91,12 +93,15 @@ class Logger:
         steps = sum(steps for steps, _ in self._epoch)
         means = {
             name: sum(steps * row[name] for steps, row in self._epoch) / steps
-            for name in ("loss", "accuracy")
+            for name in self._shown
+            if all(name in row for _, row in self._epoch)
         }
-        line = f"{self._step // self._plan.steps_per_epoch}/{self._plan.epochs}: {_format(means)}"
+        line = (
+            f"{self._step // self._plan.steps_per_epoch}/{self._plan.epochs}: {self._format(means)}"
+        )
         if validation is not None:
             self._write({**validation, "split": "validation"})
-            line += f" · validation {_format(validation)}"
+            line += f" · validation {self._format(validation)}"
         rate = self._describe_rate().replace(", ", " · ").removesuffix(" · ")
         tqdm.write(f"epoch {line}{' · ' * bool(rate)}{rate}")  # above the bar, if there is one
         sys.stdout.flush()
@@ -110,17 +115,17 @@ class Logger:
         left = (self._plan.total_steps - self._step) * self._seconds / self._steps
         return text + (f"{tqdm.format_interval(left)} left, " if left else "")
 
+    def _format(self, metrics: Mapping[str, float]) -> str:
+        names = [name for name in self._shown if name in metrics]
+        names += [name for name in metrics if name not in (*self._shown, "step", "epoch")]
+        return " · ".join(f"{name} {metrics[name]:.4f}" for name in names)
+
     def _write(self, row: Row) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in row.items():
             if name not in ("step", "epoch", "split"):
                 self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
-
-
-def _format(metrics: Mapping[str, float]) -> str:
-    names = ["loss", "accuracy", *(metrics.keys() - {"loss", "accuracy", "step", "epoch"})]
-    return " · ".join(f"{name} {metrics[name]:.4f}" for name in names)
 
 
 def _of_unfinished_epoch(rows: list[Row], epochs_done: int) -> list[tuple[int, Row]]:

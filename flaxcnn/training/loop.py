@@ -16,6 +16,7 @@ from flaxcnn.training.config import Config, validate
 from flaxcnn.training.environment import find_warnings
 from flaxcnn.training.experiment import Experiment, make_experiment
 from flaxcnn.training.logger import Logger
+from flaxcnn.training.parts import find_monitor
 from flaxcnn.training.report import draw_missing, print_result, print_start, report_run
 from flaxcnn.training.schedules import plateau_scale, should_stop
 from flaxcnn.training.sessions import begin_session
@@ -64,7 +65,7 @@ def train(
         changes = begin_session(folder)
         keep = config.checkpoint
         checkpoints = Checkpoints(
-            folder.checkpoints, keep.keep_last, keep.keep_best, config.monitor
+            folder.checkpoints, keep.keep_last, keep.keep_best, find_monitor(config)
         )
 
         def stopped() -> bool:
@@ -96,7 +97,7 @@ def _advance(
         return state
     loop = _Loop(experiment, history, parallel.replicate(state))
     print("compiling ...", flush=True)
-    with Logger(folder, plan, step) as logger:
+    with Logger(folder, plan, step, experiment.task.monitor.name) as logger:
         for end_of_call in loop.calls(step, logger):
             saved = end_of_call == step
             if end_of_call % plan.steps_per_epoch == 0:
@@ -142,12 +143,11 @@ def _finished_early(experiment: Experiment, history: History) -> bool:
 
     Epochs that `--extend` has added are done, whatever they bring.
     """
-    config = experiment.config
-    values = [row[config.monitor] for row in history]
-    patience, higher = config.early_stopping, config.monitor == "accuracy"
+    patience, monitor = experiment.config.early_stopping, find_monitor(experiment.config)
     if not patience or experiment.facts.extended:
         return False
-    return should_stop(values, patience, higher_is_better=higher)
+    values = [row[monitor.name] for row in history]
+    return should_stop(values, patience, higher_is_better=monitor.best == "max")
 
 
 class _Loop:
@@ -208,9 +208,9 @@ class _Loop:
         """Measures the validation split and adds a row to the history; None without the split."""
         if self._evaluate is None:
             return None
-        metrics, _ = self._evaluate(self.state.variables)
+        figures = self._evaluate(self.state.variables).figures
         epoch = step // self.experiment.plan.steps_per_epoch
-        self.history.append({"step": step, "epoch": epoch, **metrics})
+        self.history.append({"step": step, "epoch": epoch, **figures})
         return self.history[-1]
 
     def save_is_due(self, step: int) -> bool:

@@ -50,7 +50,10 @@ class Jit:
         )
 
     def compile_eval(self, call: Callable) -> Callable:
-        """Compiles (variables, arrays, items) -> per-example outputs [K, batch]."""
+        """Compiles (variables, arrays, items) -> (metrics, examples, sums).
+
+        The first two are per example, [K, batch, ...], the last over a batch, [K, ...].
+        """
         return jax.jit(
             call,
             in_shardings=(self._replicated, self._replicated, self._batch),
@@ -103,15 +106,16 @@ class Pmap:
         return train_call
 
     def compile_eval(self, call: Callable) -> Callable:
-        """As `Jit.compile_eval`: outputs come back as [K, batch]."""
+        """As `Jit.compile_eval`: the devices' examples side by side, and their sums added up."""
         mapped = jax.pmap(call, AXIS, devices=self._devices)
 
         def eval_call(variables, arrays, items):
-            outputs = mapped(variables, arrays, items)
-            return jax.tree.map(
+            *examples, sums = mapped(variables, arrays, items)
+            metrics, examples = jax.tree.map(
                 lambda x: np.asarray(x).swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:]),
-                outputs,
+                examples,
             )
+            return metrics, examples, jax.tree.map(lambda x: np.asarray(x).sum(axis=0), sums)
 
         return eval_call
 

@@ -2,9 +2,10 @@
 
 What a call is given: `arrays`, what stays on the device for the whole run (the resident feeder's
 split, or nothing), and `items`, with leading axes [K, batch]: indices into `arrays`, or the images
-and labels themselves. `take(arrays, item)` makes a batch of one item.
+and targets themselves. `take(arrays, item)` makes a batch, (images, targets), of one item.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxcnn.data.augment import Augment, View, average_over, for_labels
+from flaxcnn.data.augment import Augment, View, average_over
+from flaxcnn.data.feeders import Batch
 from flaxcnn.errors import UserError
-from flaxcnn.models._network import Outputs
-from flaxcnn.tasks.classification import Classification
+from flaxcnn.tasks.task import Task
 from flaxcnn.training.optim import Lookahead
 from flaxcnn.training.state import TrainState
 
@@ -38,93 +39,52 @@ def make_preprocess(mean: Any, std: Any) -> Callable[[jax.Array], jax.Array]:
     return preprocess
 
 
-def make_train_step(
-    model: nn.Module,
-    task: Classification,
-    tx: optax.GradientTransformation,
-    preprocess: Callable[[jax.Array], jax.Array],
-    *,
-    augment: Augment | None = None,
-    accumulate: int = 1,
-    ema_decay: float = 0.0,
-    lookahead: Lookahead | None = None,
-    auxiliary_weight: float = 0.3,
-    axis_name: str | None = None,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """One optimizer update: (state, (images, labels), lr_scale) -> (state, metrics).
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """One optimizer update: (state, (images, targets), lr_scale) -> (state, metrics).
 
-    `metrics` are means over the batch; what is minimised also has the task's class weights. With
-    `accumulate` A the gradient is the mean over A micro-batches (BatchNorm then sees batch / A
-    examples at a time). The losses of auxiliary classifiers count `auxiliary_weight` times;
-    `metrics` are the main one's. `axis_name` is pmap's axis: gradients, statistics and metrics are
-    averaged over it. `lr_scale` multiplies the update; `lookahead` then moves weights and batch
-    statistics. `augment` changes the images before all this, and may mix them: then loss and
-    metrics are those for both labels, by their shares.
+    `metrics` are means over the batch, of the task's that are one number per example; what is
+    minimised is the mean of its losses. `lr_scale` multiplies the update.
+
+    Attributes:
+      augment: what happens to images, and to targets with them, before all this.
+      accumulate: micro-batches, over which the gradient is a mean; BatchNorm then sees
+        batch / accumulate examples at a time.
+      lookahead: moves weights and batch statistics after the update.
+      axis_name: pmap's axis, over which gradients, statistics and metrics are averaged.
     """
 
-    def loss_fn(params, batch_stats, images, labels, key):
-        outputs, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            preprocess(images),
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        logits, auxiliary = outputs if isinstance(outputs, Outputs) else (outputs, ())
+    model: nn.Module
+    task: Task
+    tx: optax.GradientTransformation
+    preprocess: Callable[[jax.Array], jax.Array]
+    augment: Augment | None = None
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    lookahead: Lookahead | None = None
+    axis_name: str | None = None
 
-        def measure(labels):
-            metrics = task.metrics(logits, labels)
-            return metrics, task.weigh(metrics["loss"], labels)
-
-        metrics, losses = for_labels(measure, labels)
-        total = losses.mean()
-        for other in auxiliary:
-            losses = for_labels(lambda x, other=other: task.weigh(task.loss(other, x), x), labels)
-            total += auxiliary_weight * losses.mean()
-        return total, (updates.get("batch_stats", {}), jax.tree.map(jnp.mean, metrics))
-
-    grad_fn = jax.grad(loss_fn, has_aux=True)
-
-    def gradients(state: TrainState, images, labels):
-        noise_key = jax.random.fold_in(state.key, state.step)
-        if accumulate == 1:
-            grads, (batch_stats, metrics) = grad_fn(
-                state.params, state.batch_stats, images, labels, noise_key
+    def __call__(
+        self, state: TrainState, batch: Batch, lr_scale: Any
+    ) -> tuple[TrainState, Metrics]:
+        """The next state, and what was measured before the update."""
+        if self.augment is not None:
+            batch = self.augment(state.key, state.step, *batch)
+        grads, batch_stats, metrics = self._gradients(state, batch)
+        if self.axis_name is not None:
+            grads, batch_stats, metrics = jax.lax.pmean(
+                (grads, batch_stats, metrics), self.axis_name
             )
-            return grads, batch_stats, metrics
-
-        def micro_step(batch_stats, micro):
-            index, images, labels = micro
-            key = jax.random.fold_in(noise_key, index)
-            grads, (batch_stats, metrics) = grad_fn(state.params, batch_stats, images, labels, key)
-            return batch_stats, (grads, metrics)
-
-        # Micro-batch i holds examples i, i + A, ...: a batch split over devices stays split.
-        images, labels = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (images, labels)
-        )
-        batch_stats, stacked = jax.lax.scan(
-            micro_step, state.batch_stats, (jnp.arange(accumulate), images, labels)
-        )
-        grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
-        return grads, batch_stats, metrics
-
-    def train_step(state: TrainState, batch, lr_scale):
-        if augment is not None:
-            batch = augment(state.key, state.step, *batch)
-        grads, batch_stats, metrics = gradients(state, *batch)
-        if axis_name is not None:
-            grads, batch_stats, metrics = jax.lax.pmean((grads, batch_stats, metrics), axis_name)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * lr_scale, updates)
         params = optax.apply_updates(state.params, updates)
-        slow = state.slow
-        if lookahead is not None:
-            (params, batch_stats), slow = lookahead(state.step + 1, (params, batch_stats), slow)
-        ema = state.ema
+        slow, ema = state.slow, state.ema
+        if self.lookahead is not None:
+            now = (params, batch_stats)
+            (params, batch_stats), slow = self.lookahead(state.step + 1, now, slow)
         if ema is not None:
             # The average of few steps must not remember the initial values (as in TensorFlow).
-            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
             ema = optax.incremental_update(params, ema, 1 - decay)
         state = state.replace(
             step=state.step + 1,
@@ -136,10 +96,52 @@ def make_train_step(
         )
         return state, metrics
 
-    return train_step
+    def _gradients(self, state: TrainState, batch: Batch) -> tuple[Any, Any, Metrics]:
+        """Gradients, new batch statistics and metrics, over all micro-batches."""
+        differentiate = jax.grad(self._loss, has_aux=True)
+        noise_key = jax.random.fold_in(state.key, state.step)
+        if self.accumulate == 1:
+            grads, (batch_stats, metrics) = differentiate(
+                state.params, state.batch_stats, batch, noise_key
+            )
+            return grads, batch_stats, metrics
+
+        def micro_step(batch_stats, micro):
+            index, micro_batch = micro
+            key = jax.random.fold_in(noise_key, index)
+            grads, (batch_stats, metrics) = differentiate(
+                state.params, batch_stats, micro_batch, key
+            )
+            return batch_stats, (grads, metrics)
+
+        # Micro-batch i holds examples i, i + A, ...: a batch split over devices stays split.
+        batches = jax.tree.map(
+            lambda x: x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        batch_stats, stacked = jax.lax.scan(
+            micro_step, state.batch_stats, (jnp.arange(self.accumulate), batches)
+        )
+        grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
+        return grads, batch_stats, metrics
+
+    def _loss(self, params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> Any:
+        """What is minimised, with (new batch statistics, metrics) beside it."""
+        images, targets = batch
+        outputs, updates = self.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            self.preprocess(images),
+            *self.task.inputs(targets),
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        measured = self.task.measure(outputs, targets)
+        metrics = {name: jnp.mean(x) for name, x in measured.items() if x.ndim == 1}
+        loss = self.task.losses(outputs, targets).mean()
+        return loss, (updates.get("batch_stats", {}), metrics)
 
 
-def make_train_call(train_step: Callable, take: Callable) -> Callable:
+def make_train_call(train_step: TrainStep, take: Callable) -> Callable:
     """K steps: (state, arrays, items [K, batch], lr_scale) -> (state, metrics averaged over K).
 
     The metrics are summed in the carry: stacked outputs of a scan are quadratic in K on one jaxlib.
@@ -163,8 +165,8 @@ def make_train_call(train_step: Callable, take: Callable) -> Callable:
 
 def make_forward(
     model: nn.Module, preprocess: Callable[[jax.Array], jax.Array], views: Sequence[View] = ()
-) -> Callable[[Any, jax.Array], jax.Array]:
-    """(variables, images uint8 [N, H, W, C]) -> logits float32 [N, outputs], for evaluation.
+) -> Callable[[Any, jax.Array], Any]:
+    """(variables, images uint8 [N, H, W, C]) -> what the network returns, for evaluation.
 
     With `views` their average, see `flaxcnn.data.augment.views`.
     """
@@ -204,31 +206,33 @@ def check_takes(model: nn.Module, variables: Any, image_shape: Sequence[int], fi
 
 def make_eval_call(
     model: nn.Module,
-    task: Classification,
+    task: Task,
     preprocess: Callable[[jax.Array], jax.Array],
     take: Callable,
     views: Sequence[View] = (),
 ) -> Callable:
-    """K batches: (variables, arrays, (items, mask) [K, batch]) -> per-example [K, batch] outputs.
+    """K batches: (variables, arrays, (items, mask) [K, batch]) -> (metrics, examples, sums).
 
-    The outputs are the task's metrics, each times the mask (0 for padding), and the predicted
-    `label` and its `probability`. Sums are left to the host, which adds them in float64. With
-    `views` all of them are of the logits' average over the views.
+    `metrics`, the task's that are one number per example, are [K, batch], each times the mask (0
+    for padding); `examples` what the task predicts and expects, [K, batch, ...]; `sums` its other
+    metrics, [K, ...], summed over the batch. Adding up is left to the host, in float64. With
+    `views` all of them are of the outputs' average over the views.
     """
     forward = make_forward(model, preprocess, views)
 
     def eval_call(variables, arrays, items_and_mask):
         def body(_, item_and_mask):
             item, mask = item_and_mask
-            images, labels = take(arrays, item)
-            logits: Any = forward(variables, images)
-            metrics = jax.tree.map(lambda m: m * mask, task.metrics(logits, labels))
-            predicted, probability = task.predict(logits)
-            return None, metrics | {
-                "true_label": labels,
-                "label": predicted,
-                "probability": probability,
-            }
+            images, targets = take(arrays, item)
+            outputs: Any = forward(variables, images)
+            metrics, sums = {}, {}
+            for name, value in task.measure(outputs, targets).items():
+                if value.ndim == 1:
+                    metrics[name] = value * mask
+                else:
+                    kept = mask.reshape(-1, *(1,) * (value.ndim - 1)).astype(value.dtype)
+                    sums[name] = (value * kept).sum(axis=0)
+            return None, (metrics, task.expected(targets) | task.predict(outputs), sums)
 
         return jax.lax.scan(body, None, items_and_mask)[1]
 

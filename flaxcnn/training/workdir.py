@@ -3,9 +3,9 @@
 config.json (what was asked for), run.json (what was found: classes, normalisation, steps per
 call), splits.json (of a folder of images: which file is in which split), environment.json,
 metrics.jsonl, TensorBoard events, saved/ (the checkpoints; `checkpoints/` in older runs, a name
-that Colab's file browser has hidden, colabtools#621), and at the end predictions.npz (of every
-example true_label, label, -1 for none, probability, and path in the folder or index), the pictures
-and result.json.
+that Colab's file browser has hidden, colabtools#621), and at the end predictions.npz (what the task
+predicts and expects of every example, and its path in the folder or index; of classification label,
+-1 for none, probability and true_label), the pictures and result.json.
 JSON files appear whole or not at all.
 """
 
@@ -13,7 +13,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,6 @@ class Workdir:
         # Older versions made an empty one by looking: what is in the newer counts.
         self.checkpoints = older if older.is_dir() and not newer.is_dir() else newer
         self.metrics = self.path / "metrics.jsonl"
-        self.curves = self.path / "curves.png"
-        self.confusion_matrix = self.path / "confusion_matrix.png"
-        self.predictions = self.path / "predictions.png"
         self.examples = self.path / "predictions.npz"
 
     @contextmanager
@@ -105,11 +102,11 @@ class Workdir:
             raise UserError(f"{self._file('splits.json')} is not what the run has written")
         return Record(tuple(facts["class_names"]), version, files)
 
-    def contents(self) -> list[str]:
+    def contents(self, pictures: Sequence[str]) -> list[str]:
         """What there is of a run, in the order in which it came; folders end in "/"."""
         names = "config.json environment.json run.json splits.json result.json metrics.jsonl"
-        later = (self.examples, self.curves, self.confusion_matrix, self.predictions)
         paths = map(self._file, names.split())
+        later = (self.examples, *map(self._file, pictures))
         paths = [*paths, self._file("tensorboard"), self.checkpoints, *later]
         return [f"{path.name}{'/' * path.is_dir()}" for path in paths if path.exists()]
 

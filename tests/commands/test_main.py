@@ -175,7 +175,7 @@ def test_predict_computes_batches_of_one_size(workdir, tmp_path):
     assert run._forward._cache_size() == 1  # compiled once: the last batch is padded
     assert isinstance(results.pop(files[2]), UserError)
     for file, probabilities in results.items():
-        alone = run.probabilities(run.read_image(file)[None])[0]
+        alone = run.answer(run.read_image(file)[None])[0]
         np.testing.assert_allclose(probabilities, alone, rtol=1e-4, atol=1e-6)
 
 

@@ -14,15 +14,18 @@ import psutil
 import pytest
 
 from flaxcnn.data import feeders
-from flaxcnn.data.feeders import EvalPlan, Resident, Streaming, TrainPlan
+from flaxcnn.data.feeders import Resident, Streaming
+from flaxcnn.data.imbalance import Draws
+from flaxcnn.data.plans import EvalPlan, TrainPlan
 from flaxcnn.data.sources import load_dataset
 from flaxcnn.data.splits import LazySplit
 from flaxcnn.errors import UserError
 
 
 def plan_of(**kwargs):
-    arguments = {"num_examples": 103, "batch_size": 10, "steps_per_call": 4, "epochs": 3, "seed": 0}
-    return TrainPlan(**arguments | kwargs)
+    count = kwargs.pop("num_examples", 103)
+    arguments = {"batch_size": 10, "steps_per_call": 4, "epochs": 3, "seed": 0}
+    return TrainPlan(Draws(np.zeros(count, np.int32), np.array([count])), **arguments | kwargs)
 
 
 def test_an_epoch_is_a_permutation_cut_into_batches():
@@ -180,7 +183,7 @@ def test_processes_agree_with_resident_on_files(lazy, scarce, monkeypatch):
 
 def test_scarce_shared_memory_is_not_used(lazy, monkeypatch):
     calls = feeders._Calls(lazy, plan_of(num_examples=40), 0)
-    needed = 4 * 10 * 6 * 8 * 3 * 4 * 2  # steps, batch, image, calls under way, workers
+    needed = 4 * 10 * (6 * 8 * 3 + 4) * 4 * 2  # steps, batch, image and label, calls, workers
     for free, least in ((needed + 1, 0), (needed, 2**62)):
         monkeypatch.setattr(
             feeders.shutil, "disk_usage", lambda _, free=free: type("usage", (), {"free": free})
@@ -214,8 +217,10 @@ class Slow:
         return images, np.full(len(indices), os.getpid(), np.int32)
 
 if __name__ == "__main__":
-    from flaxcnn.data.feeders import Streaming, TrainPlan
-    plan = TrainPlan(4096, 64, 2, 100, 0)
+    from flaxcnn.data.feeders import Streaming
+    from flaxcnn.data.imbalance import Draws
+    from flaxcnn.data.plans import TrainPlan
+    plan = TrainPlan(Draws(np.zeros(4096, np.int32), np.array([4096])), 64, 2, 100, 0)
     feed = Streaming(Slow(), workers=2).feed(plan)
     items = [next(feed) for _ in range(4)]
     pids = [int(labels[0, 0]) for _, labels in items]

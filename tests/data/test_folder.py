@@ -239,7 +239,7 @@ def test_cats_and_dogs(shared, tmp_path):
         tar.extractall(tmp_path, filter="data")
     dataset = load(tmp_path / "cats-dogs", image_size=(64, 64))
     assert dataset.class_names == ("cats", "dogs") and dataset.image_shape == (64, 64, 3)
-    counts = {name: np.bincount(split.labels).tolist() for name, split in dataset.splits.items()}
+    counts = {name: np.bincount(split.strata).tolist() for name, split in dataset.splits.items()}
     assert counts == {"train": [300, 300], "validation": [75, 75], "test": [125, 125]}
     files = sorted((tmp_path / "cats-dogs" / "train" / "dogs").iterdir())
     photo = cv2.imread(str(files[7]))[:, :, ::-1]

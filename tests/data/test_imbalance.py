@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from flaxcnn.data.feeders import Resident, Streaming, TrainPlan
-from flaxcnn.data.imbalance import make_draws, subsample
+from flaxcnn.data.feeders import Resident, Streaming
+from flaxcnn.data.imbalance import Draws, make_draws, subsample
+from flaxcnn.data.plans import TrainPlan
 from flaxcnn.data.splits import ArraySplit
 from flaxcnn.errors import UserError
 
@@ -109,8 +110,8 @@ def test_images_of_a_class_take_turns(sampler):
     assert not np.array_equal(draws.epoch(5, 7), draws.epoch(6, 7))
 
 
-def plan_of(draws, steps_per_call=4, num_examples=148):
-    return TrainPlan(num_examples, 10, steps_per_call, epochs=3, seed=0, draws=draws)
+def plan_of(draws, steps_per_call=4):
+    return TrainPlan(draws, 10, steps_per_call, epochs=3, seed=0)
 
 
 def steps_of(plan):
@@ -118,7 +119,8 @@ def steps_of(plan):
 
 
 def test_natural_draws_leave_the_order_as_it_is():
-    np.testing.assert_array_equal(steps_of(plan_of(draws_of())), steps_of(plan_of(None)))
+    once = Draws(np.zeros(148, np.int32), np.array([148]))
+    np.testing.assert_array_equal(steps_of(plan_of(draws_of())), steps_of(plan_of(once)))
 
 
 @pytest.mark.parametrize(
@@ -156,4 +158,4 @@ def test_plans_shuffle_what_is_drawn_and_go_on_from_any_call(kwargs, steps):
 
 def test_a_batch_larger_than_an_epoch():
     with pytest.raises(UserError, match=r"data\.batch_size is 212, more than the 211 images"):
-        TrainPlan(148, 212, 1, 1, 0, draws_of(expand={"cat": 9}))
+        TrainPlan(draws_of(expand={"cat": 9}), 212, 1, 1, 0)

@@ -62,7 +62,7 @@ def test_folders_within_classes_are_read(tmp_path, capsys):
     write(tmp_path / "train" / "a" / "2024" / "may" / "0.png", 7)
     dataset = load(tmp_path, validation=0)
     assert values(dataset.splits["train"]) == [0, 1, 2, 7, 20, 21, 22]
-    assert dataset.splits["train"].labels.tolist() == [0] * 4 + [1] * 3
+    assert dataset.splits["train"].strata.tolist() == [0] * 4 + [1] * 3
     assert "images in train/a/2024, train/a/2024/may are their outer" in capsys.readouterr().err
 
 
@@ -147,7 +147,7 @@ def test_a_class_of_one_image_stays_in_train(tmp_path):
     fill(tmp_path, ("a",), 3)
     fill(tmp_path, ("z",), 30)
     for seed in range(3):
-        assert np.bincount(load(tmp_path, seed=seed).splits["train"].labels)[1] == 1
+        assert np.bincount(load(tmp_path, seed=seed).splits["train"].strata)[1] == 1
 
 
 def test_all_images_that_cannot_be_read_are_named_together(tmp_path, capsys):

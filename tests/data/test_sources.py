@@ -37,7 +37,7 @@ def test_digits_test_split_is_the_same_for_every_seed_and_stratified():
     first, second = (load_dataset("digits", seed=seed) for seed in (0, 1))
     for a, b in zip(whole(first.splits["test"]), whole(second.splits["test"]), strict=True):
         np.testing.assert_array_equal(a, b)
-    counts = np.bincount(first.splits["test"].labels)
+    counts = np.bincount(first.splits["test"].strata)
     np.testing.assert_allclose(counts, np.bincount(load_digits().target) / 5, atol=1)
     a, b = (whole(dataset.splits["validation"])[0] for dataset in (first, second))
     assert len(a) == len(b) == 144 and not np.array_equal(a, b)

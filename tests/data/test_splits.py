@@ -66,7 +66,7 @@ def test_subset_of_a_subset(limit):
     subset = split.subset(np.arange(10, 90)).subset(np.array([5, 0]))
     images, labels = subset.load(np.array([0, 1]))
     assert images[:, 0, 0, 0].tolist() == [15, 10] and labels.tolist() == [5, 0]
-    assert subset.labels.tolist() == [5, 0] and len(subset) == 2
+    assert subset.strata.tolist() == [5, 0] and len(subset) == 2
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.15, 0.5, 0.9])

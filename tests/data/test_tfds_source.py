@@ -228,7 +228,7 @@ def test_another_version_is_another_set(monkeypatch):
     record = Record(dataset.class_names, dataset.version, dataset.files)
     again = load_dataset("tfds:fake", image_size=(5, 5), record=record)
     np.testing.assert_array_equal(
-        again.splits["validation"].labels, dataset.splits["validation"].labels
+        again.splits["validation"].strata, dataset.splits["validation"].strata
     )
     fake(monkeypatch, splits, version="1.1.0")
     start = "tfds:fake is not what this run was trained on: "

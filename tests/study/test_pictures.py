@@ -1,17 +1,12 @@
 """The pictures of a study: what their lines and cells hold."""
 
 import numpy as np
-import pytest
 
-from flaxcnn.study import pictures as study_pictures
+from flaxcnn.study.pictures import draw_case_curves
+from flaxcnn.tasks.classification_pictures import draw_case_confusions
+from flaxcnn.tasks.task import Metric
 
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that would have been saved."""
-    saved = []
-    monkeypatch.setattr(study_pictures, "save_figure", lambda figure, path: saved.append(figure))
-    return saved
+ACCURACY = Metric("accuracy", "max", "%")
 
 
 def rows(losses, accuracies):
@@ -25,10 +20,10 @@ def rows(losses, accuracies):
     ]
 
 
-def test_curves_are_means_over_calls_and_seeds(figures):
+def test_curves_are_means_over_calls_and_seeds():
     seeds = [rows([4, 2, 1, 0], [0.25, 0.5]), rows([2, 0, 2, 1], [0.75, 0.5])]
-    study_pictures.draw_case_curves("x.png", {"a": seeds, "b": [rows([1, 1], [])]})
-    losses, accuracies = figures[0].axes
+    figure = draw_case_curves({"a": seeds, "b": [rows([1, 1], [])]}, ACCURACY)
+    losses, accuracies = figure.axes
     assert [line.get_label() for line in losses.lines] == ["a", "b"]
     # Epoch 1: (4 + 2) / 2 and (2 + 0) / 2; epoch 2: (1 + 0) / 2 and (2 + 1) / 2.
     np.testing.assert_allclose(losses.lines[0].get_xydata(), [[1, 2], [2, 1]])
@@ -40,15 +35,14 @@ def test_curves_are_means_over_calls_and_seeds(figures):
     assert all(tick == round(tick) for tick in losses.get_xticks())  # whole epochs
 
 
-def test_an_epoch_that_not_all_seeds_have_is_left_out(figures):
-    study_pictures.draw_case_curves("x.png", {"a": [rows([1, 1, 3, 3], []), rows([3, 3], [])]})
-    np.testing.assert_allclose(figures[0].axes[0].lines[0].get_xydata(), [[1, 2]])
+def test_an_epoch_that_not_all_seeds_have_is_left_out():
+    figure = draw_case_curves({"a": [rows([1, 1, 3, 3], []), rows([3, 3], [])]}, ACCURACY)
+    np.testing.assert_allclose(figure.axes[0].lines[0].get_xydata(), [[1, 2]])
 
 
-def test_confusions_are_shares_of_the_true_class(figures):
+def test_confusions_are_shares_of_the_true_class():
     counts = np.array([[3, 1], [0, 1]])
-    study_pictures.draw_case_confusions("x.png", dict.fromkeys("abcd", counts), ["cat", "dog"])
-    panels = figures[0].axes
+    panels = draw_case_confusions(dict.fromkeys("abcd", counts), ["cat", "dog"]).axes
     assert len(panels) == 6 and not panels[4].axison
     assert panels[0].get_title() == "a: 80.00%"
     cells = {tuple(t.get_position()): t.get_text() for t in panels[0].texts}

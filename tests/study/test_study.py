@@ -9,6 +9,7 @@ import pytest
 from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
 from flaxcnn.study import Study, carry_out, grid, plan_runs, report
+from flaxcnn.tasks.classification import Classification
 from flaxcnn.training import Config, ModelConfig, OptimizerConfig
 from flaxcnn.training.workdir import Workdir
 
@@ -124,7 +125,7 @@ def test_the_report_has_the_runs_own_figures(done):
     )
     assert "\n\nWhat the source says.\n\n| case | test accuracy |" in text
     assert content["quick"] is True
-    for name in ("rates_curves.png", "rates_confusions.png"):
+    for name in ("rates_curves.png", "rates_cases.png"):
         assert f"({name})" in text
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
     assert "jaxlib" in text
@@ -172,10 +173,13 @@ def test_tables_of_one_seed_have_no_deviation():
         "seconds_per_epoch": 1.25,
         "classes": {"cat": scores},
     }
-    assert report.format_table({"a": case}).splitlines()[2] == (
+    assert report.format_table({"a": case}, Classification.monitor).splitlines()[2] == (
         "| a | 43.21 % | - | 1 | 1.5000 | 2 | 600 | 1.2 | 12,345 |"
     )
-    assert report.format_classes({"a": case}).splitlines()[2] == "| cat | 0.50, 0.25, 0.33 |"
+    assert (
+        Classification(("cat",)).format_cases({"a": case}).splitlines()[2]
+        == "| cat | 0.50, 0.25, 0.33 |"
+    )
 
 
 def test_the_command_tells_mistakes_in_one_line(tmp_path, capsys):

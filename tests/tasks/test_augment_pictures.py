@@ -7,6 +7,7 @@ import pytest
 
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.augment_pictures import draw_policy, sample_policy
+from flaxcnn.tasks.figures import save_figure
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (2, 10, 14, 3), dtype=np.uint8)
@@ -61,13 +62,13 @@ def test_mixing_takes_the_next_image_or_the_mirror_image():
 
 def test_rows_are_the_original_each_entry_and_twice_the_whole(file, tmp_path):
     policy = (("flip",), ("invert", 1.0))
-    draw_policy(tmp_path / "a.png", policy, [file], samples=3)
+    save_figure(draw_policy(policy, [file], samples=3), tmp_path / "a.png")
     picture = read(tmp_path / "a.png")
     plain, inverted = [10, 200, 30], [245, 55, 225]
     assert patches(picture, plain) == 1 + 3  # the original, and flips of it
     assert patches(picture, inverted) == 3 + 6
     # One entry needs no rows for the whole.
-    draw_policy(tmp_path / "b.png", policy[1:], [file, file], samples=3)
+    save_figure(draw_policy(policy[1:], [file, file], samples=3), tmp_path / "b.png")
     assert patches(read(tmp_path / "b.png"), plain) == 2
     assert patches(read(tmp_path / "b.png"), inverted) == 3
     assert read(tmp_path / "b.png").shape[0] < 0.6 * picture.shape[0]
@@ -76,7 +77,9 @@ def test_rows_are_the_original_each_entry_and_twice_the_whole(file, tmp_path):
 @pytest.mark.parametrize("resized", [(10, 40), (40, 10)])
 @pytest.mark.parametrize(("size", "aspect"), [((), 40 / 60), ((30, 20), 30 / 20)])
 def test_images_keep_their_proportions_within_their_cells(file, tmp_path, size, aspect, resized):
-    draw_policy(tmp_path / "a.png", [("resize", *resized)], [file], image_size=size, samples=1)
+    save_figure(
+        draw_policy([("resize", *resized)], [file], image_size=size, samples=1), tmp_path / "a.png"
+    )
     mask = (read(tmp_path / "a.png") == [10, 200, 30]).all(-1).astype(np.uint8)
     count, _, stats, _ = cv2.connectedComponentsWithStats(mask)
     sides = [(s[cv2.CC_STAT_TOP], s[cv2.CC_STAT_HEIGHT], s[cv2.CC_STAT_WIDTH]) for s in stats[1:]]
@@ -89,14 +92,16 @@ def test_images_keep_their_proportions_within_their_cells(file, tmp_path, size, 
 
 def test_grey_images_are_drawn(tmp_path):
     cv2.imwrite(str(tmp_path / "grey.png"), np.full((8, 8), 0x55, np.uint8))
-    draw_policy(tmp_path / "a.png", [("flip",)], [str(tmp_path / "grey.png")], samples=2)
+    save_figure(
+        draw_policy([("flip",)], [str(tmp_path / "grey.png")], samples=2), tmp_path / "a.png"
+    )
     assert patches(read(tmp_path / "a.png"), [0x55] * 3) == 3
 
 
 def test_what_cannot_be_drawn_is_told_in_one_line(file, tmp_path):
-    def refused(line, policy=(("flip",),), files=(file,), out=None, **kwargs):
+    def refused(line, policy=(("flip",),), files=(file,), **kwargs):
         with pytest.raises(UserError) as caught:
-            draw_policy(out or tmp_path / "a.png", policy, files, **kwargs)
+            draw_policy(policy, files, **kwargs)
         assert str(caught.value).startswith(line)
         assert "\n" not in str(caught.value)
 
@@ -106,8 +111,4 @@ def test_what_cannot_be_drawn_is_told_in_one_line(file, tmp_path):
     )
     refused("--samples is 0", samples=0)
     refused("--samples is 1, and there are 2 images", files=(file, file), samples=1)
-    refused(
-        f"--out {tmp_path}/no/a.png: there is no folder {tmp_path}/no", out=tmp_path / "no/a.png"
-    )
-    refused(f"--out {tmp_path}: ", out=tmp_path)
     refused(f"{tmp_path}/nothing.jpg", files=(f"{tmp_path}/nothing.jpg",))

@@ -9,7 +9,8 @@ import pytest
 from flaxcnn.errors import UserError
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, run, train
 from flaxcnn.training.config import from_dict, to_dict, validate
-from flaxcnn.training.experiment import Experiment, find_facts, load_data
+from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.parts import load_data
 from flaxcnn.training.step import make_preprocess
 
 POLICY = [("crop", 1, {"fill": 0.0}), ("rotate", 15), ("random_erasing", 0.25), ("mixup", 0.2)]
@@ -68,8 +69,9 @@ def test_a_run_with_a_policy_goes_on_to_the_same_bits(tmp_path):
 def make_experiment(**data) -> Experiment:
     config = make_config(**data)
     validate(config)
-    dataset = load_data(config)
-    return Experiment(config, find_facts(config, dataset), dataset)
+    experiment = Experiment(config, load_data(config))
+    _ = experiment.facts
+    return experiment
 
 
 def test_nine_augmented_copies_of_the_images_of_scarce_classes():
@@ -89,7 +91,7 @@ def test_nine_augmented_copies_of_the_images_of_scarce_classes():
         changed, _ = augment(jax.random.key(0), step, images, labels)
         for index, image in zip(indices, np.asarray(changed), strict=True):
             seen.setdefault(int(index), []).append(image)
-    scarce = np.isin(train.labels, [8, 9])
+    scarce = np.isin(train.strata, [8, 9])
     assert 10 < scarce.sum() < 20
     for index, shown in seen.items():
         plain = train.images[index] / 255

@@ -9,11 +9,13 @@ import optax
 import pytest
 
 from flaxcnn.errors import UserError
+from flaxcnn.tasks.task import Metric
 from flaxcnn.training import checkpoint
 from flaxcnn.training.checkpoint import Checkpoints, SavedCheckpoints
 from flaxcnn.training.state import TrainState, hash_tree
 
 TX = optax.adam(1e-3)
+ACCURACY, LOSS = Metric("accuracy", "max", "%"), Metric("loss", "min")
 
 
 def make_state(step: int) -> TrainState:
@@ -37,7 +39,7 @@ ABSTRACT = jax.eval_shape(lambda: make_state(0))
 def open_checkpoints(tmp_path):
     opened = []
 
-    def open_one(keep_last=2, keep_best=1, monitor="accuracy"):
+    def open_one(keep_last=2, keep_best=1, monitor=ACCURACY):
         opened.append(Checkpoints(tmp_path / "checkpoints", keep_last, keep_best, monitor))
         return opened[-1]
 
@@ -46,8 +48,8 @@ def open_checkpoints(tmp_path):
         checkpoints.close()
 
 
-def save(checkpoints, step, value, *, validated=True, monitor="accuracy"):
-    history = [{"step": step, monitor: value}]
+def save(checkpoints, step, value, *, validated=True, monitor=ACCURACY):
+    history = [{"step": step, monitor.name: value}]
     checkpoints.save(step, make_state(step), history, validated=validated)
 
 
@@ -97,11 +99,11 @@ def test_what_was_saved_is_not_what_the_next_step_makes_of_the_buffers(open_chec
 @pytest.mark.parametrize(
     ("monitor", "values", "kept", "best"),
     [
-        ("accuracy", [0.1, 0.9, 0.5, 0.6, 0.7], [2, 4, 5], 2),
-        ("accuracy", [0.9, 0.9, 0.5, 0.6, 0.7], [2, 4, 5], 2),  # of equals the later
-        ("loss", [0.3, 0.1, 0.2, 0.4, 0.5], [2, 4, 5], 2),
-        ("loss", [0.3, 0.4, math.nan], [1, 2, 3], 1),  # NaN is never best
-        ("accuracy", [math.nan, 0.1, math.nan], [2, 3], 2),
+        (ACCURACY, [0.1, 0.9, 0.5, 0.6, 0.7], [2, 4, 5], 2),
+        (ACCURACY, [0.9, 0.9, 0.5, 0.6, 0.7], [2, 4, 5], 2),  # of equals the later
+        (LOSS, [0.3, 0.1, 0.2, 0.4, 0.5], [2, 4, 5], 2),
+        (LOSS, [0.3, 0.4, math.nan], [1, 2, 3], 1),  # NaN is never best
+        (ACCURACY, [math.nan, 0.1, math.nan], [2, 3], 2),
     ],
 )
 def test_the_last_and_the_best_are_kept(open_checkpoints, monitor, values, kept, best):
@@ -186,9 +188,9 @@ def test_a_checkpoint_of_another_layout_is_refused_and_not_taken_for_damaged(ope
 def test_the_best_is_read_and_if_damaged_the_next_best(open_checkpoints, tmp_path, capsys):
     checkpoints = open_checkpoints(keep_last=3)
     for step, value in enumerate([0.3, 0.2, 0.4], start=1):
-        save(checkpoints, step, value, monitor="loss")
+        save(checkpoints, step, value, monitor=LOSS)
     checkpoints.wait()
-    saved = SavedCheckpoints(tmp_path / "checkpoints", "loss")
+    saved = SavedCheckpoints(tmp_path / "checkpoints", LOSS)
     assert saved.restore_best(ABSTRACT)[0] == 2
     damage(tmp_path / "checkpoints", 2, Path.unlink)
     assert saved.restore_best(ABSTRACT)[0] == 1
@@ -198,18 +200,18 @@ def test_the_best_is_read_and_if_damaged_the_next_best(open_checkpoints, tmp_pat
 def test_reading_changes_nothing_beside_a_run_that_saves(open_checkpoints, tmp_path):
     """A reader once removed what the run was writing, and the run ended with an error."""
     folder = tmp_path / "checkpoints"
-    assert SavedCheckpoints(folder, "accuracy").restore_latest(ABSTRACT) is None
+    assert SavedCheckpoints(folder, ACCURACY).restore_latest(ABSTRACT) is None
     assert not folder.exists()
     checkpoints = open_checkpoints(keep_last=1, keep_best=0)
     for step in range(1, 9):
         save(checkpoints, step, 0.1)
-        found = SavedCheckpoints(folder, "accuracy").restore_latest(ABSTRACT)
+        found = SavedCheckpoints(folder, ACCURACY).restore_latest(ABSTRACT)
         assert found is None or found[0] in (step - 1, step)
     checkpoints.wait()
     unfinished = folder / "9.orbax-checkpoint-tmp" / "state"
     unfinished.mkdir(parents=True)
     names = sorted(os.listdir(folder))
-    assert SavedCheckpoints(folder, "accuracy").restore_best(ABSTRACT)[0] == 8
+    assert SavedCheckpoints(folder, ACCURACY).restore_best(ABSTRACT)[0] == 8
     assert sorted(os.listdir(folder)) == names
     again = open_checkpoints()
     save(again, 10, 0.1)  # the next run in the folder removes it
@@ -223,7 +225,7 @@ def test_a_checkpoint_that_a_run_replaces_meanwhile_is_not_called_damaged(
     checkpoints = open_checkpoints(keep_last=1)
     save(checkpoints, 1, 0.1)
     checkpoints.wait()
-    saved, restore = SavedCheckpoints(tmp_path / "checkpoints", "accuracy"), Checkpoints.restore
+    saved, restore = SavedCheckpoints(tmp_path / "checkpoints", ACCURACY), Checkpoints.restore
 
     def replace_and_restore(self, step, abstract):
         if step == 1:
@@ -242,12 +244,12 @@ def test_a_folder_may_have_any_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("link").symlink_to(tmp_path)
     for folder in (Path(name), tmp_path / "link" / name):
-        checkpoints = Checkpoints(folder / "checkpoints", 1, 1, "accuracy")
+        checkpoints = Checkpoints(folder / "checkpoints", 1, 1, ACCURACY)
         for step, value in enumerate([0.1, 0.9, 0.2, 0.3], start=1):
             save(checkpoints, step, value)
         checkpoints.close()
         assert sorted(os.listdir(folder / "checkpoints")) == ["2", "4"]
-        again = Checkpoints(folder / "checkpoints", 1, 1, "accuracy")
+        again = Checkpoints(folder / "checkpoints", 1, 1, ACCURACY)
         assert again.best_step() == 2
         assert hash_tree(again.restore_latest(ABSTRACT)[1]) == hash_tree(make_state(4))
         again.close()

@@ -13,7 +13,8 @@ from PIL import Image
 from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
 from flaxcnn.training import Config, DataConfig, ModelConfig, train
-from flaxcnn.training.experiment import Facts, make_experiment
+from flaxcnn.training.experiment import make_experiment
+from flaxcnn.training.facts import Facts
 from flaxcnn.training.inference import load_run
 from flaxcnn.training.workdir import Workdir
 
@@ -107,9 +108,9 @@ def test_a_new_file_moves_no_split(run, capsys):
             after.dataset.splits[name].load(slice(None)), split.load(slice(None)), strict=True
         ):
             np.testing.assert_array_equal(ours, theirs)
-    means, examples = load_run(run / "run").evaluate("test")
-    assert means == measured[0]
-    np.testing.assert_array_equal(examples["true_label"], measured[1]["true_label"])
+    again = load_run(run / "run").evaluate("test")
+    assert again.means == measured.means
+    np.testing.assert_array_equal(again.arrays["true_label"], measured.arrays["true_label"])
     # Without the record the split would have moved: files of test are then in train.
     (run / "run" / "splits.json").unlink()
     assert set(lines(run)) == {"its files have changed"}
@@ -124,7 +125,7 @@ def test_a_list_of_files_that_was_edited(run):
 
 
 def test_a_moved_folder_is_the_same_data(run, capsys, monkeypatch):
-    before = load_run(run / "run").evaluate("test")[0]
+    before = load_run(run / "run").evaluate("test").means
     (run / "photos").rename(run / "moved")
     command = ["evaluate", "--workdir", str(run / "run"), "--json"]
     assert main(command) == 2
@@ -137,7 +138,7 @@ def test_a_moved_folder_is_the_same_data(run, capsys, monkeypatch):
     # It stays found, from any folder.
     assert Workdir("run").config().data.source == f"folder:{run}/moved"
     monkeypatch.chdir("/")
-    assert load_run(run / "run").evaluate("test")[0] == before
+    assert load_run(run / "run").evaluate("test").means == before
     with pytest.raises(UserError, match=r"another config \(data\.batch_size: 16 -> 8\)"):
         resume(run, run / "moved", batch_size=8)
     shutil.copytree(run / "moved", run / "other")
@@ -176,12 +177,12 @@ def test_predict_needs_no_data(run, capsys):
 
 def test_the_record_of_an_older_version_will_do(run):
     """Its split is found again as it was made then, and counts are compared."""
-    measured = load_run(run / "run").evaluate("test")[0]
+    measured = load_run(run / "run").evaluate("test").means
     workdir = Workdir(run / "run")
     facts = workdir.read("run")
     workdir.write("run", {k: v for k, v in facts.items() if k != "data_version"})
     (run / "run" / "splits.json").unlink()
-    assert load_run(run / "run").evaluate("test")[0] == measured
+    assert load_run(run / "run").evaluate("test").means == measured
     write(run / "photos" / "ant" / "x.png", 9)
     assert set(lines(run)) == {"train has 43 images, it had 42"}
     (run / "photos" / "ant" / "x.png").rename(run / "photos" / "ant" / "a.txt")

@@ -6,7 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, run, train
-from flaxcnn.training.experiment import Experiment, find_facts, load_data
+from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.parts import load_data
 from flaxcnn.training.state import hash_tree
 
 
@@ -31,7 +32,7 @@ def make_config(parallel="jit", seed=0) -> Config:
 
 def make_experiment(config) -> Experiment:
     dataset = load_data(config)
-    return Experiment(config, find_facts(config, dataset), dataset)
+    return Experiment(config, dataset)
 
 
 def test_patches_of_the_first_training_images_decide_the_first_kernel(monkeypatch):

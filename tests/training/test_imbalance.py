@@ -6,14 +6,17 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from flaxcnn.errors import UserError
 from flaxcnn.training import Config, DataConfig, LossConfig
-from flaxcnn.training.experiment import Experiment, find_facts, load_data
+from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.parts import load_data
 
 
 def make(**kwargs):
     loss = LossConfig(class_weights="balanced")
     config = Config(data=DataConfig(batch_size=64, **kwargs), loss=loss, epochs=2)
     dataset = load_data(config)
-    return Experiment(config, find_facts(config, dataset), dataset)
+    experiment = Experiment(config, dataset)
+    _ = experiment.facts
+    return experiment
 
 
 def test_only_the_training_split_is_made_unbalanced():
@@ -24,14 +27,14 @@ def test_only_the_training_split_is_made_unbalanced():
             dataset.splits[name].load(slice(None)), plain[name].load(slice(None)), strict=True
         ):
             np.testing.assert_array_equal(ours, theirs)
-    before, after = (np.bincount(s["train"].labels) for s in (plain, dataset.splits))
+    before, after = (np.bincount(s["train"].strata) for s in (plain, dataset.splits))
     np.testing.assert_array_equal(after[:8], before[:8])
     np.testing.assert_allclose(after[8:], before[8:] * [0.1, 0.5], atol=0.5)
 
 
 def test_the_run_counts_its_classes_and_weighs_them_as_they_are_drawn():
     experiment = make(subsample={"8": 0.1}, expand={"8": 4})
-    facts, labels = experiment.facts, experiment.dataset.splits["train"].labels
+    facts, labels = experiment.facts, experiment.dataset.splits["train"].strata
     assert facts.train_images == np.bincount(labels).tolist()
     assert facts.train_draws == [n * (5 if i == 8 else 1) for i, n in enumerate(facts.train_images)]
     assert experiment.plan.steps_per_epoch == sum(facts.train_draws) // 64

@@ -82,7 +82,7 @@ def test_the_end_says_which_checkpoint_was_measured(finished, capsys):
     rows = [row for row in read_rows(workdir) if row["split"] == "validation"]
     best = max(rows, key=lambda row: (row["accuracy"], row["step"]))
     loaded = load_run(workdir.path, "best")
-    means, _ = loaded.evaluate("test")
+    means = loaded.evaluate("test").means
     assert loaded.step == best["step"] == result["best"]["step"]
     assert result["best"]["validation_accuracy"] == best["accuracy"]
     assert result["best"]["accuracy"] == pytest.approx(means["accuracy"])
@@ -101,7 +101,8 @@ def test_the_end_says_which_checkpoint_was_measured(finished, capsys):
 
 def test_what_was_deleted_is_made_again(finished, capsys):
     workdir, *_ = finished
-    files = (workdir.curves, workdir.confusion_matrix, workdir.predictions)
+    names = ("curves.png", "confusion_matrix.png", "predictions.png")
+    files = [workdir.path / name for name in names]
     before = {file: file.read_bytes() for file in files}
     with np.load(workdir.examples) as saved:
         examples = dict(saved)

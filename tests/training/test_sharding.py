@@ -10,7 +10,7 @@ from flaxcnn.layers import BatchNorm, Conv, Dropout
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.sharding import Jit, Pmap, check_divisible
 from flaxcnn.training.state import make_state
-from flaxcnn.training.step import make_eval_call, make_preprocess, make_train_call, make_train_step
+from flaxcnn.training.step import TrainStep, make_eval_call, make_preprocess, make_train_call
 
 SHAPE, CLASSES, BATCH, STEPS = (6, 6, 1), 3, 32, 3
 TASK = Classification(("a", "b", "c"))
@@ -40,7 +40,7 @@ def run_steps(parallel, accumulate=1, task=TASK):
     images = rng.integers(0, 256, (200, *SHAPE), dtype=np.uint8)
     labels = rng.integers(0, CLASSES, 200).astype(np.int32)
     model, tx = Network(axis_name=parallel.axis_name), optax.adam(0.01)
-    step = make_train_step(
+    step = TrainStep(
         model, task, tx, PREPROCESS, accumulate=accumulate, axis_name=parallel.axis_name
     )
     call = parallel.compile_train(make_train_call(step, take))
@@ -55,8 +55,8 @@ def run_steps(parallel, accumulate=1, task=TASK):
     items = np.arange(2 * BATCH, dtype=np.int32).reshape(2, BATCH)
     mask = np.ones((2, BATCH), np.float32)
     variables = parallel.replicate(parallel.unreplicate(state).variables)
-    outputs = evaluate(variables, arrays, parallel.split((items, mask)))
-    return losses, jax.device_get(outputs), labels[: 2 * BATCH].reshape(2, BATCH)
+    metrics, examples, _ = evaluate(variables, arrays, parallel.split((items, mask)))
+    return losses, jax.device_get(metrics | examples), labels[: 2 * BATCH].reshape(2, BATCH)
 
 
 @pytest.mark.parametrize(("accumulate", "weights"), [(1, ()), (2, (0.25, 1.0, 3.0))])
@@ -96,7 +96,10 @@ def test_outputs_of_an_example_keep_their_shape(kind):
     """As of masks and boxes: [K, batch, ...] comes back, in the batch's order."""
     parallel = kind()
     items = np.arange(2 * 16 * 3).reshape(2, 16, 3)
-    evaluate = parallel.compile_eval(lambda variables, arrays, items: {"boxes": items + variables})
+    evaluate = parallel.compile_eval(
+        lambda variables, arrays, items: ({}, {"boxes": items + variables}, items.sum(axis=1))
+    )
     one = parallel.replicate(np.int32(1))
-    outputs = evaluate(one, parallel.replicate(np.int32(0)), parallel.split(items))
-    np.testing.assert_array_equal(outputs["boxes"], items + 1)
+    _, examples, sums = evaluate(one, parallel.replicate(np.int32(0)), parallel.split(items))
+    np.testing.assert_array_equal(examples["boxes"], items + 1)
+    np.testing.assert_array_equal(sums, items.sum(axis=1))

@@ -11,7 +11,7 @@ from flaxcnn.models._network import Outputs
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.optim import Lookahead
 from flaxcnn.training.state import hash_tree, make_state
-from flaxcnn.training.step import make_eval_call, make_preprocess, make_train_call, make_train_step
+from flaxcnn.training.step import TrainStep, make_eval_call, make_preprocess, make_train_call
 
 SHAPE, CLASSES, BATCH, LEARNING_RATE = (4, 4, 1), 3, 8, 0.5
 TASK = Classification(("a", "b", "c"))
@@ -44,7 +44,7 @@ def make_parts(model, tx=None, **kwargs):
     state = make_state(
         model, tx, SHAPE, seed=0, ema="ema_decay" in kwargs, lookahead="lookahead" in kwargs
     )
-    return make_train_step(model, TASK, tx, PREPROCESS, **kwargs), state
+    return TrainStep(model, TASK, tx, PREPROCESS, **kwargs), state
 
 
 def softmax_regression(kernel, bias, images, labels):
@@ -87,7 +87,9 @@ class Auxiliary(nn.Module):
 
 
 def test_auxiliary_classifiers_count_with_their_weight():
-    step, state = make_parts(Auxiliary(), auxiliary_weight=0.4)
+    tx = optax.sgd(LEARNING_RATE)
+    state = make_state(Auxiliary(), tx, SHAPE, seed=0)
+    step = TrainStep(Auxiliary(), dataclasses.replace(TASK, auxiliary_weight=0.4), tx, PREPROCESS)
     images, labels = make_batch(0)
     new, metrics = jax.jit(step)(state, (images, labels), 1.0)
     for name, weight in (("main", 1.0), ("other", 0.4)):
@@ -102,11 +104,10 @@ def test_auxiliary_classifiers_count_with_their_weight():
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_class_weights_multiply_the_loss_of_an_example_and_leave_the_metrics(accumulate):
     weights = np.array([0.25, 1.0, 3.0])
-    task = dataclasses.replace(TASK, class_weights=tuple(weights.tolist()))
+    task = dataclasses.replace(TASK, class_weights=tuple(weights.tolist()), auxiliary_weight=0.4)
     tx = optax.sgd(LEARNING_RATE)
     state = make_state(Auxiliary(), tx, SHAPE, seed=0)
-    options = {"accumulate": accumulate, "auxiliary_weight": 0.4}
-    step = make_train_step(Auxiliary(), task, tx, PREPROCESS, **options)
+    step = TrainStep(Auxiliary(), task, tx, PREPROCESS, accumulate=accumulate)
     images, labels = make_batch(0)
     new, metrics = jax.jit(step)(state, (images, labels), 1.0)
     for name, share in (("main", 1.0), ("other", 0.4)):
@@ -207,12 +208,13 @@ def test_evaluation_masks_padding_and_keeps_order():
     call = jax.jit(make_eval_call(model, TASK, PREPROCESS, lambda arrays, item: item))
     padded = np.r_[0:6, 0, 0].reshape(2, 4)
     mask = (np.arange(8) < 6).astype(np.float32).reshape(2, 4)
-    out = call(state.variables, (), ((images[padded], labels[padded]), mask))
+    out, examples, sums = call(state.variables, (), ((images[padded], labels[padded]), mask))
+    assert not sums
     weights = jax.tree.map(np.float64, state.params["classifier"])
     loss, _, _, accuracy = softmax_regression(weights["kernel"], weights["bias"], images, labels)
     np.testing.assert_allclose(out["loss"].sum() / 6, loss, rtol=1e-5)
     np.testing.assert_allclose(out["accuracy"].sum() / 6, accuracy, rtol=1e-6)
-    np.testing.assert_array_equal(out["true_label"].reshape(-1)[:6], labels)
+    np.testing.assert_array_equal(examples["true_label"].reshape(-1)[:6], labels)
 
 
 def test_the_hash_sees_values_names_shapes_and_types():

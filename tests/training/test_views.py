@@ -56,9 +56,10 @@ def test_an_evaluation_call_averages_logits_alike_on_1_and_8_devices():
     logits = np.asarray(sum(both) / 2).reshape(2, 16, 3)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     for parallel in (Jit(jax.devices()[:1]), Jit(jax.devices()), Pmap(jax.devices())):
-        outputs = parallel.compile_eval(call)(
+        metrics, examples, _ = parallel.compile_eval(call)(
             parallel.replicate(variables), (), parallel.split(items)
         )
+        outputs = metrics | examples
         np.testing.assert_array_equal(outputs["label"], logits.argmax(-1))
         np.testing.assert_allclose(outputs["loss"], losses, rtol=1e-4)
         np.testing.assert_allclose(
@@ -158,28 +159,28 @@ def test_views_change_neither_training_nor_validation(workdir, tmp_path):
 def test_evaluation_uses_the_configs_views_unless_it_is_given_others(workdir, digits):
     trained, (images, labels) = load_run(workdir, "last"), digits
     result = json.loads((workdir / "result.json").read_text())
-    assert trained.evaluate("test")[0]["loss"] == pytest.approx(result["loss"], rel=1e-6)
-    assert_means(trained.evaluate("test", views=())[0], logits_of(trained, images), labels)
+    assert trained.evaluate("test").means["loss"] == pytest.approx(result["loss"], rel=1e-6)
+    assert_means(trained.evaluate("test", views=()).means, logits_of(trained, images), labels)
     both = (logits_of(trained, images) + logits_of(trained, images[:, :, ::-1])) / 2
-    assert_means(trained.evaluate("test", views=[("flip",)])[0], both, labels)
+    assert_means(trained.evaluate("test", views=[("flip",)]).means, both, labels)
 
 
 def test_an_image_is_judged_with_the_configs_views(workdir, digits):
     trained, images = load_run(workdir, "last"), digits[0][:7]
     expected = jax.nn.softmax(six_views(trained, images))
-    np.testing.assert_allclose(trained.probabilities(images), expected, atol=1e-5)
+    np.testing.assert_allclose(trained.answer(images), expected, atol=1e-5)
 
 
 def test_another_resolution_keeps_the_runs_normalisation(workdir, digits):
     trained, (images, labels) = load_run(workdir, "last"), digits
     size = {"image_size": (12, 12), "views": ()}
     larger = np.stack([cv2.resize(image, (12, 12)) for image in images])[..., None]
-    ours, examples = trained.evaluate("test", **size)
-    assert_means(ours, logits_of(trained, larger), labels)
-    np.testing.assert_array_equal(examples["true_label"], labels)
+    ours = trained.evaluate("test", **size)
+    assert_means(ours.means, logits_of(trained, larger), labels)
+    np.testing.assert_array_equal(ours.arrays["true_label"], labels)
     wide = np.stack([cv2.resize(image, (12, 8)) for image in images])[..., None]
-    ours, _ = trained.evaluate("test", image_size=(8, 12), views=(), resize="stretch")
-    assert_means(ours, logits_of(trained, wide), labels)
+    ours = trained.evaluate("test", image_size=(8, 12), views=(), resize="stretch")
+    assert_means(ours.means, logits_of(trained, wide), labels)
 
 
 @pytest.mark.parametrize(

@@ -1,36 +1,33 @@
-"""Pictures of a run: confusion matrix, predictions and learning curves, as PNG files.
+"""Pictures of classification: confusion matrices, and images with their predictions."""
 
-Colours are Okabe and Ito's (2008), told apart by colour-blind readers. Every file appears whole or
-not at all.
-"""
-
-import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flaxcnn.tasks.classification import count_confusions
+from flaxcnn.tasks.figures import RED, make_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLORS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
-RED = "#D00000"
-DPI = 120
+
+def count_confusions(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Count the examples of each true class (row) predicted as each class (column), int64.
+
+    Those predicted as none (-1) are in no column.
+    """
+    counts, some = np.zeros((classes, classes), np.int64), predictions >= 0
+    np.add.at(counts, (labels[some], predictions[some]), 1)
+    return counts
 
 
 def draw_confusion_matrix(
-    path: str | os.PathLike[str],
     labels: np.ndarray,
     predictions: np.ndarray,
     class_names: Sequence[str],
-) -> None:
-    """Draw how often each true class (row) was predicted as each class (column).
+) -> "Figure":
+    """Draws how often each true class (row) was predicted as each class (column).
 
     The colour is the share of the true class; up to 20 classes the cells hold the counts, above
     that only about 20 of the names are written.
@@ -64,7 +61,7 @@ def draw_confusion_matrix(
         for (row, column), count in np.ndenumerate(counts):
             color = "white" if shares[row, column] > 0.5 else "black" if count else "#BBBBBB"
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=size)
-    save_figure(figure, path)
+    return figure
 
 
 def choose_examples(
@@ -83,7 +80,6 @@ def choose_examples(
 
 
 def draw_predictions(
-    path: str | os.PathLike[str],
     images: np.ndarray,
     labels: np.ndarray,
     predictions: np.ndarray,
@@ -91,8 +87,8 @@ def draw_predictions(
     class_names: Sequence[str],
     title: str | None = None,
     names: Sequence[str] | None = None,
-) -> None:
-    """Draw these images, eight in a row, with what was predicted and how surely; errors in red.
+) -> "Figure":
+    """Draws these images, eight in a row, with what was predicted and how surely; errors in red.
 
     `images` are uint8 [N, H, W, 1 or 3], `probabilities` those of the predictions. `title` says
     what they are a sample of; without it, how many of them are wrong. `names`, of the images' files
@@ -130,78 +126,39 @@ def draw_predictions(
             axes.set_xlabel(name, fontsize=7, color="#555555", parse_math=False)
         if error:
             axes.spines[:].set(color=RED, linewidth=2)
-    save_figure(figure, path)
+    return figure
 
 
-def draw_curves(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw loss, accuracy and learning rate against epochs from the rows of `metrics.jsonl`.
+def draw_case_confusions(cases: Mapping[str, np.ndarray], class_names: Sequence[str]) -> "Figure":
+    """Draws each case's confusion matrix, counts [classes, classes], as shares of the true class.
 
-    A row has `epoch` (a float, 1.0 after one pass), `split` ("train", "validation" or "test") and
-    some of `loss`, `accuracy` and `learning_rate`. Rows without a number are left out. Training
-    loss and accuracy, of one call each, are faint, with their means over each epoch on top.
+    Up to 12 classes the cells hold the shares in percent.
     """
-    figure = make_figure(13.0, 4.0)
-    losses, accuracies, rates = figure.subplots(1, 3)
-    for split in COLORS:
-        of_split = [row for row in rows if row["split"] == split]
-        _plot(losses, of_split, "loss", split)
-        _plot(accuracies, of_split, "accuracy", split, scale=100.0)
-    _plot(rates, [row for row in rows if row["split"] == "train"], "learning_rate", "train")
-    drawn = [y for line in losses.lines for y in np.asarray(line.get_ydata())]
-    if drawn and min(drawn) > 0.0 and max(drawn) > 30.0 * min(drawn):
-        losses.set_yscale("log")
-    losses.set(title="Loss", ylabel="loss (mean per image)")
-    accuracies.set(title="Accuracy", ylabel="accuracy (%)")
-    rates.set(title="Learning rate", ylabel="learning rate", ylim=(0.0, None))
-    for axes in (losses, accuracies, rates):
-        axes.set_xlabel("epochs")
-        axes.grid(color="#DDDDDD")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in (losses, accuracies):
-        if axes.lines:
-            axes.legend()
-    save_figure(figure, path)
-
-
-def _plot(
-    axes: "Axes", rows: Sequence[Mapping[str, Any]], key: str, split: str, scale: float = 1.0
-) -> None:
-    """Draw `key` as a line; few points, as of the test split, also get markers."""
-    points = [(row["epoch"], row[key] * scale) for row in rows if row.get(key) is not None]
-    points = [(x, y) for x, y in points if np.isfinite(y)]
-    if not points:
-        return
-    x, y = map(np.array, zip(*points, strict=True))
-    epochs = np.ceil(x - 1e-9)  # what ends at 0.5 belongs to the first
-    smoothed = split == "train" and key != "learning_rate" and len(x) > len(np.unique(epochs)) > 1
-    if smoothed:
-        axes.plot(x, y, "-", color=COLORS[split], linewidth=1.0, alpha=0.3)
-        x = np.unique(epochs)
-        y = np.array([y[epochs == epoch].mean() for epoch in x])
-    style = {"train": "-" if len(x) > 1 else "o", "validation": "-o", "test": "D"}[split]
-    axes.plot(x, y, style, color=COLORS[split], markersize=4, linewidth=1.5, label=split)
-
-
-def make_figure(width: float, height: float) -> "Figure":
-    """A figure of so many inches that no window system knows about."""
-    from matplotlib.figure import Figure
-
-    return Figure((width, height), dpi=DPI, layout="constrained")
-
-
-def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Writes a PNG file, whole or not at all."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with warnings.catch_warnings():
-            # A class name in a script that the font lacks shows as boxes; that is no one's error.
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    columns = min(3, len(cases))
+    rows = -(-len(cases) // columns)
+    figure = make_figure(4.2 * columns + 0.8, 4.2 * rows + 0.6)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    classes = len(class_names)
+    shown = range(0, classes, -(-classes // 20))
+    names = [class_names[i][:12] for i in shown]
+    for axes, (case, counts) in zip(panels, cases.items(), strict=False):
+        shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        axes.set_xticks(shown, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(shown, names, fontsize=8)
+        accuracy = np.trace(counts) / max(counts.sum(), 1)
+        axes.set_title(f"{case}: {accuracy:.2%}", fontsize=10, parse_math=False)
+        if classes <= 12:
+            for (row, column), share in np.ndenumerate(shares):
+                color = "white" if share > 50 else "black"
+                axes.text(
+                    column, row, f"{share:.0f}", ha="center", va="center", color=color, fontsize=7
+                )
+    for axes in panels[len(cases) :]:
+        axes.set_axis_off()
+    figure.supxlabel("predicted class", fontsize=9)
+    figure.supylabel("true class", fontsize=9)
+    return figure
 
 
 def _percent(part: int, whole: int) -> str:

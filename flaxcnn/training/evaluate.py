@@ -1,0 +1,79 @@
+"""Exact evaluation of a network on one split."""
+
+import dataclasses
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from flaxcnn.data.plans import EvalPlan
+from flaxcnn.data.splits import Split
+from flaxcnn.tasks.task import Task
+from flaxcnn.training.step import make_eval_call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flaxcnn.data.augment import View
+    from flaxcnn.training.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What was measured on a split of N examples."""
+
+    task: Task
+    means: dict[str, float]  # of the metrics that are one number per example
+    large: dict[str, np.ndarray]  # means of the others
+    arrays: dict[str, np.ndarray]  # of `Task.predict` and `Task.expected`, [N, ...]
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """The task's report, JSON-ready."""
+        return self.task.report(self.means | self.large, self.arrays)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The means, and the task's own figure where it is one of the report."""
+        name = self.task.monitor.name
+        return self.means if name in self.means else {**self.means, name: self.report[name]}
+
+
+class Evaluator:
+    """Runs a network over one split: every example once, the last batch padded and masked.
+
+    With `views`, once in each of them: the outputs are averaged.
+    """
+
+    def __init__(self, experiment: "Experiment", split: Split, views: "Sequence[View]" = ()):
+        config, self._parallel = experiment.config, experiment.parallel
+        self._task = experiment.task
+        self._feeder = experiment.feeder(split)
+        self._examples = len(split)
+        self._plan = EvalPlan(
+            len(split), config.data.eval_batch_size, experiment.facts.steps_per_call
+        )
+        self._arrays = self._parallel.replicate(self._feeder.arrays)
+        self._call = self._parallel.compile_eval(
+            make_eval_call(
+                experiment.model, experiment.task, experiment.preprocess, self._feeder.batch, views
+            )
+        )
+
+    def __call__(self, variables: Any) -> Evaluation:
+        """Measures the whole split; sums are exact, or in float64."""
+        kept, added = [], []
+        for index, items in enumerate(self._feeder.feed(self._plan)):
+            items = self._parallel.split((items, self._plan.mask(index)))
+            metrics, arrays, sums = self._call(variables, self._arrays, items)
+            kept.append(jax.device_get((metrics, arrays)))
+            added.append(jax.tree.map(lambda x: np.sum(x, 0, np.float64), jax.device_get(sums)))
+        metrics, arrays = jax.tree.map(self._join, *kept)
+        means: dict[str, Any] = {k: float(np.mean(v, dtype=np.float64)) for k, v in metrics.items()}
+        large = jax.tree.map(lambda *parts: sum(parts) / self._examples, *added)
+        return Evaluation(self._task, means, large, arrays)
+
+    def _join(self, *calls: np.ndarray) -> np.ndarray:
+        """Arrays [K, batch, ...] of all calls -> one [N, ...], without the padding."""
+        return np.concatenate([x.reshape(-1, *x.shape[2:]) for x in calls])[: self._examples]

@@ -1,0 +1,117 @@
+"""From a config to its parts: network, task, data set, optimizer's conditions."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+
+from flaxcnn.data.imbalance import Draws, by_label, make_draws, subsample
+from flaxcnn.data.record import Record
+from flaxcnn.data.sources import Dataset, load_dataset
+from flaxcnn.errors import UserError
+from flaxcnn.models._registry import create_model
+from flaxcnn.tasks.registry import find_task
+from flaxcnn.tasks.task import Metric, Setting, Task
+from flaxcnn.training.config import Config, LossConfig
+from flaxcnn.training.state import TrainState, make_state
+
+
+def make_task(config: Config, setting: Setting) -> Task:
+    """The config's task on the data set that `setting` describes.
+
+    Raises UserError for a setting that the task does not have.
+    """
+    kind = find_task(config.task.name)
+    if config.task.name == "classification":
+        if config.task.kwargs:
+            raise UserError("task.kwargs: the settings of classification are the fields of loss")
+        return kind.make(setting, **dataclasses.asdict(config.loss))
+    if config.loss != LossConfig():
+        raise UserError(
+            f"loss belongs to classification: the settings of {config.task.name} are task.kwargs"
+        )
+    try:
+        return kind.make(setting, **config.task.kwargs.to_dict())
+    except TypeError as error:
+        raise UserError(f"task.kwargs of {config.task.name}: {error}") from error
+
+
+def find_monitor(config: Config) -> Metric:
+    """What the best checkpoint and early stopping go by: the config's `monitor`, or the task's."""
+    own = find_task(config.task.name).monitor
+    return Metric("loss", "min") if config.monitor == "loss" else own
+
+
+def make_model(config: Config, task: Task, axis_name: str | None) -> nn.Module:
+    """The config's network, with the outputs that its task needs unless `model.kwargs` says so."""
+    kwargs: dict[str, Any] = {
+        "num_classes": task.num_outputs(),
+        **config.model.kwargs,
+        "dtype": jnp.dtype(config.precision),
+        "axis_name": axis_name,
+    }
+    return create_model(config.model.name, **kwargs)
+
+
+def make_run_state(
+    config: Config,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: Sequence[int],
+    initialize: Callable[[Any], Any] | None = None,
+) -> TrainState:
+    """The config's run at step 0; see `make_state`."""
+    optimizer = config.optimizer
+    return make_state(
+        model,
+        tx,
+        image_shape,
+        seed=config.seed,
+        ema=optimizer.ema_decay > 0,
+        lookahead=optimizer.lookahead_every > 0,
+        initialize=initialize,
+    )
+
+
+def load_data(config: Config, record: Record | None = None) -> Dataset:
+    """The config's data set, its training split with the share of each class to be kept.
+
+    With the `record` of a run, the set and the splits that the run has recorded.
+    """
+    data = config.data
+    dataset = load_dataset(
+        data.source,
+        image_size=data.image_size,
+        resize=data.resize,
+        channels=data.channels,
+        split=data.split,
+        validation=data.validation,
+        seed=config.seed,
+        on_bad_image=data.on_bad_image,
+        resident_limit=data.resident_limit,
+        record=record,
+    )
+    train = subsample(
+        dataset.splits["train"], dataset.class_names, data.subsample.to_dict(), config.seed
+    )
+    return dataclasses.replace(dataset, splits=dataset.splits | {"train": train})
+
+
+def find_draws(config: Config, dataset: Dataset) -> Draws:
+    """How often an epoch shows each class of the training split."""
+    return make_draws(
+        dataset.splits["train"].strata,
+        dataset.class_names,
+        sampler=config.data.sampler,
+        repeat_threshold=config.data.repeat_threshold,
+        expand=config.data.expand.to_dict(),
+    )
+
+
+def augment_labels(config: Config, class_names: Sequence[str]) -> list[int]:
+    """The labels of `data.augment_classes`. Raises UserError for an unknown class."""
+    names = config.data.augment_classes
+    return list(by_label("data.augment_classes", class_names, dict.fromkeys(names)))

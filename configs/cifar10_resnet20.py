@@ -10,7 +10,7 @@ Not trained to its end: 182 epochs of 6 minutes take some 18 hours of one core o
 59.1, 68.3 and 66.8 %.
 """
 
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def get_config() -> Config:
@@ -26,8 +26,7 @@ def get_config() -> Config:
             name="momentum",
             learning_rate=0.1,
             weight_decay=1e-4,
-            schedule="step",
-            boundaries=(32_000 / 351, 48_000 / 351),
+            schedule=ScheduleConfig("step", boundaries=(32_000 / 351, 48_000 / 351)),
         ),
         epochs=182,
     )

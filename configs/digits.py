@@ -9,7 +9,14 @@ included.
 
 from ml_collections import ConfigDict
 
-from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import (
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 def get_config() -> Config:
@@ -19,7 +26,10 @@ def get_config() -> Config:
         data=DataConfig(source="digits", batch_size=32),
         loss=LossConfig(label_smoothing=0.1),
         optimizer=OptimizerConfig(
-            name="adam", learning_rate=0.003, warmup_epochs=1.0, ema_decay=0.99
+            name="adam",
+            learning_rate=0.003,
+            schedule=ScheduleConfig(warmup_epochs=1.0),
+            ema_decay=0.99,
         ),
         epochs=30,
     )

@@ -14,7 +14,15 @@ statistics then, as it does now.
 
 from ml_collections import ConfigDict
 
-from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import (
+    Config,
+    DataConfig,
+    LookaheadConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 def get_config() -> Config:
@@ -37,12 +45,11 @@ def get_config() -> Config:
             kwargs=ConfigDict({"momentum": momentum}),
             learning_rate=learning_rate,
             weight_decay=0.0153 / 11.5,
-            schedule="linear",
-            warmup_epochs=2.3,
-            initial_fraction=0.2,
-            final_fraction=0.07,
+            schedule=ScheduleConfig(
+                "linear", warmup_epochs=2.3, initial_fraction=0.2, final_fraction=0.07
+            ),
             rates=ConfigDict({"*/bn*/bias": 64.0}),
-            lookahead_every=5,
+            lookahead=LookaheadConfig(every=5),
         ),
         epochs=20,
     )

@@ -11,7 +11,14 @@ shifted views, in 53 to 59 minutes of training.
 
 from ml_collections import ConfigDict
 
-from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import (
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 def get_config() -> Config:
@@ -30,7 +37,7 @@ def get_config() -> Config:
             name="adamw",
             learning_rate=0.003,
             weight_decay=0.05,
-            schedule="one_cycle",
+            schedule=ScheduleConfig("one_cycle"),
             ema_decay=0.999,
         ),
         epochs=20,

@@ -10,7 +10,14 @@ Measured (2 cores of an AMD EPYC, AVX2; Python 3.11.7, jaxlib 0.10.1; three seed
 
 from ml_collections import ConfigDict
 
-from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import (
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 def get_config() -> Config:
@@ -19,6 +26,8 @@ def get_config() -> Config:
         model=ModelConfig(name="mnist_cnn_220k", kwargs=ConfigDict({"batch_norm": True})),
         data=DataConfig(source="tfds:mnist", batch_size=64, validation=0.0),
         loss=LossConfig(label_smoothing=0.1),
-        optimizer=OptimizerConfig(name="adam", learning_rate=0.005, schedule="one_cycle"),
+        optimizer=OptimizerConfig(
+            name="adam", learning_rate=0.005, schedule=ScheduleConfig("one_cycle")
+        ),
         epochs=1,
     )

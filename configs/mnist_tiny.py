@@ -7,7 +7,14 @@ Measured (one core of an AMD EPYC, AVX2; Python 3.11.7, jaxlib 0.10.1; three see
 minutes.
 """
 
-from flaxcnn.training import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import (
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 def get_config() -> Config:
@@ -26,7 +33,7 @@ def get_config() -> Config:
             name="adamw",
             learning_rate=0.01,
             weight_decay=0.01,
-            schedule="one_cycle",
+            schedule=ScheduleConfig("one_cycle"),
             ema_decay=0.999,
         ),
         epochs=40,

@@ -7,7 +7,7 @@ ReLU is ahead from the first epoch on, by 4.8 points in the end, with every seed
 """
 
 from flaxcnn.study import Study
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def get_study() -> Study:
@@ -15,7 +15,9 @@ def get_study() -> Study:
     config = Config(
         model=ModelConfig(name="cifar_mlp"),
         data=DataConfig(source="tfds:cifar10", batch_size=64),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, schedule="constant"),
+        optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.01, schedule=ScheduleConfig("constant")
+        ),
         epochs=10,
     )
     return Study(

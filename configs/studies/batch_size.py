@@ -11,7 +11,7 @@ An epoch at 32 takes 1.7 times as long as at 256 on a core of a CPU, 4.5 times o
 """
 
 from flaxcnn.study import Study, grid
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def get_study() -> Study:
@@ -19,7 +19,9 @@ def get_study() -> Study:
     config = Config(
         model=ModelConfig(name="cifar_mlp"),
         data=DataConfig(source="tfds:cifar10"),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, schedule="constant"),
+        optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.01, schedule=ScheduleConfig("constant")
+        ),
         epochs=10,
     )
     return Study(

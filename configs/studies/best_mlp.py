@@ -11,7 +11,7 @@ the hardest class in every case.
 """
 
 from flaxcnn.study import Study
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def get_study() -> Study:
@@ -19,14 +19,16 @@ def get_study() -> Study:
     config = Config(
         model=ModelConfig(name="cifar_mlp"),
         data=DataConfig(source="tfds:cifar10", batch_size=32),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, schedule="constant"),
+        optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.01, schedule=ScheduleConfig("constant")
+        ),
         epochs=20,
     )
     falling = {
         "data.batch_size": 128,
         "optimizer.name": "momentum",
         "optimizer.learning_rate": 0.02,
-        "optimizer.schedule": "cosine",
+        "optimizer.schedule.name": "cosine",
         "optimizer.weight_decay": 5e-4,
     }
     noisy = falling | {"model.kwargs.dropout": 0.2}

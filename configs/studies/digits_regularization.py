@@ -10,7 +10,7 @@ is 0.28 points: of such a set more seeds are needed before a difference means so
 """
 
 from flaxcnn.study import Study
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def get_study() -> Study:
@@ -21,7 +21,9 @@ def get_study() -> Study:
     config = Config(
         model=ModelConfig(name="digits_cnn"),
         data=DataConfig(source="digits", batch_size=32),
-        optimizer=OptimizerConfig(name="adam", learning_rate=0.003, warmup_epochs=1.0),
+        optimizer=OptimizerConfig(
+            name="adam", learning_rate=0.003, schedule=ScheduleConfig(warmup_epochs=1.0)
+        ),
         epochs=20,
     )
     return Study(

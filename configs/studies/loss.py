@@ -10,7 +10,7 @@ At the same rate the squared error is 10 points behind; most of that is the rate
 """
 
 from flaxcnn.study import Study
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def get_study() -> Study:
@@ -18,7 +18,9 @@ def get_study() -> Study:
     config = Config(
         model=ModelConfig(name="cifar_mlp"),
         data=DataConfig(source="tfds:cifar10", batch_size=64),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, schedule="constant"),
+        optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.01, schedule=ScheduleConfig("constant")
+        ),
         epochs=10,
     )
     return Study(

@@ -10,7 +10,7 @@ of the parameters are ahead of the dense layers, too.
 """
 
 from flaxcnn.study import Study
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def get_study() -> Study:
@@ -18,7 +18,9 @@ def get_study() -> Study:
     config = Config(
         model=ModelConfig(name="mnist_mlp_512"),
         data=DataConfig(source="tfds:mnist", validation=0.05),
-        optimizer=OptimizerConfig(name="adam", learning_rate=0.002, schedule="one_cycle"),
+        optimizer=OptimizerConfig(
+            name="adam", learning_rate=0.002, schedule=ScheduleConfig("one_cycle")
+        ),
         epochs=5,
     )
     return Study(

@@ -10,7 +10,7 @@ every seed; at its usual rate the two are equal within the spread of the seeds. 
 """
 
 from flaxcnn.study import Study
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
 
 def get_study() -> Study:
@@ -18,7 +18,7 @@ def get_study() -> Study:
     config = Config(
         model=ModelConfig(name="cifar_mlp"),
         data=DataConfig(source="tfds:cifar10", batch_size=64),
-        optimizer=OptimizerConfig(name="adam", schedule="constant"),
+        optimizer=OptimizerConfig(name="adam", schedule=ScheduleConfig("constant")),
         epochs=10,
     )
     return Study(

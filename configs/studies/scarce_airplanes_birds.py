@@ -12,9 +12,9 @@ the birds where they are.
 """
 
 from flaxcnn.study import Study
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 
-HALF = {"data.subsample": {"airplane": 0.5, "bird": 0.5}}
+HALF = {"data.balance.subsample": {"airplane": 0.5, "bird": 0.5}}
 
 
 def get_study() -> Study:
@@ -22,11 +22,13 @@ def get_study() -> Study:
     config = Config(
         model=ModelConfig(name="cifar_mlp"),
         data=DataConfig(source="tfds:cifar10", batch_size=64),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.01, schedule="constant"),
+        optimizer=OptimizerConfig(
+            name="sgd", learning_rate=0.01, schedule=ScheduleConfig("constant")
+        ),
         epochs=10,
     )
     restored = {
-        "data.expand": {"airplane": 1, "bird": 1},
+        "data.balance.expand": {"airplane": 1, "bird": 1},
         "data.augment": (("flip",),),
         "data.augment_classes": ("airplane", "bird"),
     }
@@ -36,7 +38,7 @@ def get_study() -> Study:
             "all images": {},
             "half of two classes": HALF,
             "restored by flips": HALF | restored,
-            "balanced sampler": HALF | {"data.sampler": "balanced"},
+            "balanced sampler": HALF | {"data.balance.sampler": "balanced"},
             "flips of all": HALF | {"data.augment": (("flip",),)},
         },
         quick={"epochs": 1},

@@ -16,7 +16,7 @@ three epochs, after which the network is still learning: the source's 72.47 % is
 from flaxcnn.study import Study
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
 
-SCARCE = {"data.subsample": {"cat": 0.1, "dog": 0.1}}
+SCARCE = {"data.balance.subsample": {"cat": 0.1, "dog": 0.1}}
 
 
 def get_study() -> Study:
@@ -28,7 +28,7 @@ def get_study() -> Study:
         epochs=3,
     )
     copies = {
-        "data.expand": {"cat": 9, "dog": 9},
+        "data.balance.expand": {"cat": 9, "dog": 9},
         "data.augment": (("flip",), ("affine", 15, 0.1, (0.9, 1.1))),
         "data.augment_classes": ("cat", "dog"),
     }

@@ -80,7 +80,7 @@ def _optimizers(pattern: str, verbose: bool) -> str:
     return (
         f"optimizer.name, and what optimizer.kwargs may set, with defaults:\n\n{format_rows(rows)}"
         f"\n\nFor all of them (schedules: `flaxcnn list schedules`):\n\n"
-        + _fields("optimizer.", without={"name", "kwargs", "schedule"} | _schedule_fields())
+        + _fields("optimizer.", without=("name", "kwargs", "schedule"))
     )
 
 
@@ -88,19 +88,12 @@ def _schedules(pattern: str, verbose: bool) -> str:
     from flaxcnn.training.schedules import SCHEDULES
 
     chosen = _choose(SCHEDULES, pattern, "schedule")
-    rows = [(name, _defaults("optimizer.", SCHEDULES[name])) for name in chosen]
-    used = {"learning_rate", "warmup_epochs", "initial_fraction"} | _schedule_fields()
+    rows = [(name, _defaults("optimizer.schedule.", SCHEDULES[name])) for name in chosen]
     return (
-        "optimizer.schedule, and the fields of optimizer that it uses, with defaults:\n\n"
-        f"{format_rows(rows)}\n\nThese fields, and those of all schedules:\n\n"
-        + _fields("optimizer.", only=used)
+        "optimizer.schedule.name, and the fields of optimizer.schedule that it uses, with "
+        f"defaults:\n\n{format_rows(rows)}\n\nThese fields, and those of all schedules (the peak "
+        "is optimizer.learning_rate):\n\n" + _fields("optimizer.schedule.", without=("name",))
     )
-
-
-def _schedule_fields() -> set[str]:
-    from flaxcnn.training.schedules import SCHEDULES
-
-    return {field for used in SCHEDULES.values() for field in used}
 
 
 def _losses(pattern: str, verbose: bool) -> str:
@@ -113,7 +106,7 @@ def _losses(pattern: str, verbose: bool) -> str:
     return (
         "loss.name, the fields of loss that it uses, with defaults, and what it is:\n\n"
         f"{format_rows(rows)}\n\nThese fields, and those of all losses:\n\n"
-        + _fields("loss.", without={"name"})
+        + _fields("loss.", without=("name",))
     )
 
 
@@ -171,12 +164,12 @@ def _join(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={format_value(value)}" for name, value in settings.items())
 
 
-def _fields(prefix: str, only: set[str] | None = None, without: set[str] | None = None) -> str:
+def _fields(prefix: str, without: Sequence[str]) -> str:
+    """The fields whose name begins with `prefix`, but for fields and sections of it."""
     rows = [
         row
         for row in describe_fields(prefix)
-        if (name := row[0].removeprefix(prefix)) not in (without or ())
-        and (only is None or name in only)
+        if row[0].removeprefix(prefix).split(".")[0] not in without
     ]
     return format_rows([(f"{name}={value}", comment) for name, value, comment in rows])
 

@@ -71,7 +71,13 @@ def _run_with_one_thread() -> dict[str, Any]:
 
 def train_fixed_steps() -> dict[str, Any]:
     """Losses, the means of 5 steps each, and the SHA-256 of the final parameters."""
-    from flaxcnn.training.config import Config, DataConfig, ModelConfig, OptimizerConfig
+    from flaxcnn.training.config import (
+        Config,
+        DataConfig,
+        ModelConfig,
+        OptimizerConfig,
+        ScheduleConfig,
+    )
     from flaxcnn.training.experiment import Experiment
     from flaxcnn.training.parts import load_data
     from flaxcnn.training.state import hash_tree
@@ -79,7 +85,9 @@ def train_fixed_steps() -> dict[str, Any]:
     config = Config(
         model=ModelConfig(name="digits_cnn"),
         data=DataConfig(source="digits", batch_size=32),
-        optimizer=OptimizerConfig(name="adam", learning_rate=0.003, schedule="constant"),
+        optimizer=OptimizerConfig(
+            name="adam", learning_rate=0.003, schedule=ScheduleConfig("constant")
+        ),
         epochs=2,
         steps_per_call=5,
     )

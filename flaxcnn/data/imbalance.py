@@ -28,7 +28,7 @@ def subsample(
     Raises UserError for an unknown class.
     """
     kept = np.ones(len(split), bool)
-    for label, share in by_label("data.subsample", class_names, shares).items():
+    for label, share in by_label("data.balance.subsample", class_names, shares).items():
         members = np.flatnonzero(split.strata == label)
         count = max(1, int(np.floor(len(members) * share + 0.5)))
         order = permutation(len(members), seed, purpose=_SUBSAMPLE, index=label)
@@ -83,7 +83,7 @@ def make_draws(
     """
     counts = np.bincount(labels, minlength=len(class_names))
     copies = np.ones_like(counts)
-    for label, extra in by_label("data.expand", class_names, expand or {}).items():
+    for label, extra in by_label("data.balance.expand", class_names, expand or {}).items():
         copies[label] += extra
     if sampler == "natural":
         draws = counts * copies

@@ -5,23 +5,31 @@ from pathlib import Path
 from typing import Any
 
 from flaxcnn.training.config import (
-    CheckpointConfig,
+    BalanceConfig,
+    ClipConfig,
     Config,
     DataConfig,
+    LookaheadConfig,
     LossConfig,
     ModelConfig,
     OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
     TaskConfig,
 )
 from flaxcnn.training.config_file import load_config
 
 __all__ = [
-    "CheckpointConfig",
+    "BalanceConfig",
+    "ClipConfig",
     "Config",
     "DataConfig",
+    "LookaheadConfig",
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "RunConfig",
+    "ScheduleConfig",
     "TaskConfig",
     "load_config",
     "run",

@@ -35,6 +35,19 @@ def _keyed_by_name(values: Any) -> ConfigDict:
 
 
 @dataclasses.dataclass
+class BalanceConfig:
+    """Which training images are kept, and how often an epoch shows those of each class."""
+
+    sampler: str = "natural"  # classes of an epoch: "balanced", "sqrt" (of images), "repeat_factor"
+    repeat_threshold: float = 0.001  # "repeat_factor": share below which a class is repeated
+    expand: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: extra copies}
+    subsample: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: share kept}
+
+    def __post_init__(self):
+        self.subsample, self.expand = map(_keyed_by_name, (self.subsample, self.expand))
+
+
+@dataclasses.dataclass
 class DataConfig:
     """Which images, how they are cut into splits and batches, and how they reach the device."""
 
@@ -49,17 +62,10 @@ class DataConfig:
     on_bad_image: str = "error"  # or "skip": leave damaged images out and count them
     feeder: str = "auto"  # "resident" (on the device), "streaming", or by resident_limit
     resident_limit: int = 2**31  # bytes of uint8 images up to which "auto" is "resident"
-    workers: int = 2  # processes that load images for the streaming feeder; 0: none
     augment: tuple[Any, ...] = ()  # of the training images: (("flip",), ("rotate", 15)), in order
     augment_classes: tuple[str, ...] = ()  # only of the images of these; () is all classes
     views: tuple[Any, ...] = ()  # over which the final test averages: (("shift", 1), ("flip",))
-    subsample: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: share kept}
-    expand: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {class: extra copies}
-    sampler: str = "natural"  # classes of an epoch: "balanced", "sqrt" (of images), "repeat_factor"
-    repeat_threshold: float = 0.001  # "repeat_factor": share below which a class is repeated
-
-    def __post_init__(self):
-        self.subsample, self.expand = map(_keyed_by_name, (self.subsample, self.expand))
+    balance: BalanceConfig = dataclasses.field(default_factory=BalanceConfig)
 
 
 @dataclasses.dataclass
@@ -86,14 +92,10 @@ class LossConfig:
 
 
 @dataclasses.dataclass
-class OptimizerConfig:
-    """The update rule, its schedule, and what happens to a gradient before it."""
+class ScheduleConfig:
+    """The learning rate over the run, as shares of the peak. `flaxcnn list schedules` says more."""
 
-    name: str = "momentum"  # one of `flaxcnn list optimizers`
-    learning_rate: float = 0.05  # the peak, after warm-up
-    kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of the optax function
-    weight_decay: float = 0.0  # kernels only: biases and norms are never decayed
-    schedule: str = "cosine"  # one of `flaxcnn list schedules`
+    name: str = "cosine"  # one of `flaxcnn list schedules`
     warmup_epochs: float = 0.0  # linear, before any schedule
     initial_fraction: float = 0.0  # learning rate the warm-up starts from, as a share of the peak
     final_fraction: float = 0.0  # learning rate at the end, as a share of the peak
@@ -102,38 +104,64 @@ class OptimizerConfig:
     decay_epochs: float = 1.0  # "exponential": once in this many epochs, continuously
     power: float = 2.0  # "polynomial"
     patience: int = 5  # "plateau": epochs without a lower validation loss
-    clip_norm: float = 0.0  # 0 clips nothing; global norm (Pascanu 2013)
-    clip_value: float = 0.0  # each element
-    clip_adaptive: float = 0.0  # unit-wise, relative to the weights (Brock 2021)
+
+
+@dataclasses.dataclass
+class ClipConfig:
+    """What is cut off a gradient, in the order value, norm, adaptive; 0 clips nothing."""
+
+    norm: float = 0.0  # 0 clips nothing; global norm (Pascanu 2013)
+    value: float = 0.0  # each element
+    adaptive: float = 0.0  # unit-wise, relative to the weights (Brock 2021)
+
+
+@dataclasses.dataclass
+class LookaheadConfig:
+    """Weights that go back to a slow copy of them (Zhang 2019)."""
+
+    every: int = 0  # steps after which weights go back to a slow copy; 0: never
+    decay: float = 0.95  # how much of that copy is kept, per step, at the end
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The update rule, its schedule, and what happens to a gradient before it."""
+
+    name: str = "momentum"  # one of `flaxcnn list optimizers`
+    learning_rate: float = 0.05  # the peak, after warm-up
+    kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of the optax function
+    weight_decay: float = 0.0  # kernels only: biases and norms are never decayed
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     accumulate: int = 1  # micro-batches per update; must divide the batch size
     ema_decay: float = 0.0  # 0 keeps no average; evaluation uses the average where there is one
     rates: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {path pattern: factor}
-    lookahead_every: int = 0  # steps after which weights go back to a slow copy; 0: never
-    lookahead_decay: float = 0.95  # how much of that copy is kept, per step, at the end
+    lookahead: LookaheadConfig = dataclasses.field(default_factory=LookaheadConfig)
 
     def __post_init__(self):
         self.kwargs, self.rates = ConfigDict(dict(self.kwargs)), ConfigDict(dict(self.rates))
 
 
 @dataclasses.dataclass
-class CheckpointConfig:
-    """How often the run is saved and what is kept."""
+class RunConfig:
+    """How a run is looked after. Nothing here changes its result, so resuming may change it."""
 
-    every_steps: int = 0  # 0: at the end of each epoch; else also every so many steps
+    save_every_steps: int = 0  # 0: at the end of each epoch; else also every so many steps
     keep_last: int = 2  # newest checkpoints that are kept
     keep_best: int = 1  # and the best by `monitor`
+    workers: int = 2  # processes that load images for the streaming feeder; 0: none
 
 
 @dataclasses.dataclass
 class Config:
-    """One experiment. Everything that changes its result is here, and only that."""
+    """One experiment: everything that changes its result, and in `run` what does not."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
-    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
     epochs: int = 20
     seed: int = 0  # of everything that is random: first weights, order, noise, held-out images
     precision: str = "float32"  # compute type: "float32" or "bfloat16"; parameters stay float32
@@ -147,7 +175,7 @@ _CHOICES = {
     "data.resize": ("crop", "stretch", "pad"),
     "data.on_bad_image": ("error", "skip"),
     "data.feeder": ("auto", "resident", "streaming"),
-    "data.sampler": ("natural", "balanced", "sqrt", "repeat_factor"),
+    "data.balance.sampler": ("natural", "balanced", "sqrt", "repeat_factor"),
     "loss.class_weights": ("none", "balanced", "effective"),
     "precision": ("float32", "bfloat16"),
     "parallel": ("jit", "pmap"),
@@ -158,12 +186,12 @@ _AT_LEAST = {
     "early_stopping": 0,
     "data.batch_size": 1,
     "data.eval_batch_size": 1,
-    "data.workers": 0,
     "optimizer.accumulate": 1,
-    "optimizer.lookahead_every": 0,
-    "checkpoint.every_steps": 0,
-    "checkpoint.keep_last": 1,
-    "checkpoint.keep_best": 0,
+    "optimizer.lookahead.every": 0,
+    "run.save_every_steps": 0,
+    "run.keep_last": 1,
+    "run.keep_best": 0,
+    "run.workers": 0,
 }
 
 
@@ -256,7 +284,7 @@ def validate(config: Config) -> None:
         raise UserError(f"monitor must be {own} or loss, got {config.monitor!r}")
     if not 0 <= config.optimizer.ema_decay < 1:
         raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
-    _check_imbalance(config.data, config.loss)
+    _check_imbalance(config.data.balance, config.loss)
     try:
         json.dumps(to_dict(config))
     except TypeError as error:
@@ -271,22 +299,26 @@ def _check_augment(data: DataConfig) -> None:
     read_views(data.views)
 
 
-def _check_imbalance(data: DataConfig, loss: LossConfig) -> None:
+def _check_imbalance(balance: BalanceConfig, loss: LossConfig) -> None:
     # Again after the flags: JSON, and so the run's config.json, has no other keys.
-    data.subsample, data.expand = map(_keyed_by_name, (data.subsample, data.expand))
-    for name, share in data.subsample.to_dict().items():
+    balance.subsample, balance.expand = map(_keyed_by_name, (balance.subsample, balance.expand))
+    field = "data.balance"
+    for name, share in balance.subsample.to_dict().items():
         if type(share) not in (int, float) or not 0 < share <= 1:
-            raise UserError(f"data.subsample.{name} must be a share in (0, 1], got {share!r}")
-    for name, copies in data.expand.to_dict().items():
+            raise UserError(f"{field}.subsample.{name} must be a share in (0, 1], got {share!r}")
+    for name, copies in balance.expand.to_dict().items():
         if type(copies) is not int or copies < 1:
-            raise UserError(f"data.expand.{name} must be a number of extra copies, got {copies!r}")
-    if data.expand and data.sampler != "natural":
+            raise UserError(
+                f"{field}.expand.{name} must be a number of extra copies, got {copies!r}"
+            )
+    if balance.expand and balance.sampler != "natural":
         raise UserError(
-            f"data.expand and data.sampler={data.sampler!r} both say how often an image is shown: "
-            "leave one of them out"
+            f"{field}.expand and {field}.sampler={balance.sampler!r} both say how often an image "
+            "is shown: leave one of them out"
         )
-    if not 0 < data.repeat_threshold <= 1:
-        raise UserError(f"data.repeat_threshold must be in (0, 1], got {data.repeat_threshold}")
+    if not 0 < balance.repeat_threshold <= 1:
+        threshold = balance.repeat_threshold
+        raise UserError(f"{field}.repeat_threshold must be in (0, 1], got {threshold}")
     if not 0 <= loss.effective_beta < 1:
         raise UserError(f"loss.effective_beta must be in [0, 1), got {loss.effective_beta}")
 

@@ -166,7 +166,7 @@ class Experiment:
         in_memory = isinstance(split, ArraySplit)
         if data.feeder == "resident" or (data.feeder == "auto" and in_memory):
             return Resident(split)
-        return Streaming(split, data.workers)
+        return Streaming(split, self.config.run.workers)
 
     def train_call(self, feeder: Resident | Streaming):
         """Compiled: (state, arrays, items, lr_scale) -> (state, metrics)."""
@@ -201,13 +201,14 @@ def make_experiment(config: Config, workdir: Workdir) -> Experiment:
 
     Everything the config can get wrong has been tried before the first file is written.
     """
-    source = absolute_source(config.data.source)  # it outlives the folder that a command runs in
+    # A path outlives the folder that a command runs in.
+    data = dataclasses.replace(config.data, source=absolute_source(config.data.source))
+    written = to_dict(dataclasses.replace(config, data=data))
     if workdir.has("run"):
         facts = Facts.read(workdir)
         dataset = reload_data(config, facts, workdir)
-        saved = workdir.read("config")
-        if saved["data"]["source"] != source:  # the same files, in another place
-            workdir.write("config", saved | {"data": saved["data"] | {"source": source}})
+        if workdir.read("config") != written:  # the same files in another place, another `run.*`
+            workdir.write("config", written)
         return Experiment(config, dataset, facts)
     # The optimizer's mistakes are reported before a large set is read; any epoch length will do.
     schedule = make_schedule(config.optimizer, 1000, config.epochs)
@@ -216,8 +217,7 @@ def make_experiment(config: Config, workdir: Workdir) -> Experiment:
     dataset = load_data(config)
     experiment = Experiment(config, dataset)
     _ = experiment.plan  # refuses a batch larger than the split
-    data = dataclasses.replace(config.data, source=source)
-    workdir.write("config", to_dict(dataclasses.replace(config, data=data)))
+    workdir.write("config", written)
     if dataset.files:
         workdir.write("splits", dict(dataset.files))
     else:  # that of a start which ended before it wrote run.json

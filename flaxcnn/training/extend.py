@@ -33,8 +33,8 @@ def extend(config: Config, workdir: str | Path, epochs: int) -> None:
             if facts.extended[-1:] == [epochs]:
                 return
             raise UserError(f"--extend {epochs}: the run in {folder.path} is not finished")
-        if config.optimizer.lookahead_every:
-            raise UserError(f"--extend {epochs}: optimizer.lookahead_every ends with the run")
+        if config.optimizer.lookahead.every:
+            raise UserError(f"--extend {epochs}: optimizer.lookahead.every ends with the run")
         planned = config.epochs + sum(facts.extended)
         last = max(round(row["epoch"]) for row in read_rows(folder))
         if last < planned:

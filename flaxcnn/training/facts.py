@@ -96,7 +96,7 @@ def find_facts(
     if "validation" not in dataset.splits:
         for field, needed in (
             (f"early_stopping={config.early_stopping}", config.early_stopping > 0),
-            ("optimizer.schedule=plateau", config.optimizer.schedule == "plateau"),
+            ("optimizer.schedule.name=plateau", config.optimizer.schedule.name == "plateau"),
         ):
             if needed:
                 raise UserError(f"{field} needs a validation split: set data.validation")

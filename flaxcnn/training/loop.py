@@ -63,7 +63,7 @@ def train(
             print(f"WARNING: {warning}", file=sys.stderr)
         print_start(experiment)
         changes = begin_session(folder)
-        keep = config.checkpoint
+        keep = config.run
         checkpoints = Checkpoints(
             folder.checkpoints, keep.keep_last, keep.keep_best, find_monitor(config)
         )
@@ -183,11 +183,11 @@ class _Loop:
                 yield end
 
     def _lr_scale(self) -> float:
-        optimizer = self.experiment.config.optimizer
-        if optimizer.schedule != "plateau":
+        schedule = self.experiment.config.optimizer.schedule
+        if schedule.name != "plateau":
             return 1.0
         losses = [row["loss"] for row in self.history]
-        return plateau_scale(losses, optimizer.patience, optimizer.decay_rate)
+        return plateau_scale(losses, schedule.patience, schedule.decay_rate)
 
     def _log(
         self, logger: Logger, start: int, end: int, metrics: dict[str, Any], seconds: float
@@ -197,7 +197,7 @@ class _Loop:
         if not all(map(_is_finite, row.values())):
             raise UserError(
                 f"the loss is not finite between steps {start} and {end}: lower "
-                "optimizer.learning_rate or set optimizer.clip_norm, in another --workdir"
+                "optimizer.learning_rate or set optimizer.clip.norm, in another --workdir"
             )
         schedule: Any = self.experiment.schedule
         rate = float(schedule(end - 1)) * self._lr_scale()
@@ -214,8 +214,8 @@ class _Loop:
         return self.history[-1]
 
     def save_is_due(self, step: int) -> bool:
-        """Whether the call that ends at `step` crossed a multiple of `checkpoint.every_steps`."""
-        every = self.experiment.config.checkpoint.every_steps
+        """Whether the call that ends at `step` crossed a multiple of `run.save_every_steps`."""
+        every = self.experiment.config.run.save_every_steps
         plan = self.experiment.plan
         start = plan.first_step(plan.call_at(step) - 1)
         return every > 0 and step // every > start // every

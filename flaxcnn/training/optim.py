@@ -103,12 +103,12 @@ def make_optimizer(
     rule = _RULES[config.name]
     arguments = rule.arguments | _check_kwargs(config, rule)
     chain = []
-    if config.clip_value:
-        chain.append(optax.clip(config.clip_value))
-    if config.clip_norm:
-        chain.append(optax.clip_by_global_norm(config.clip_norm))
-    if config.clip_adaptive:
-        chain.append(optax.adaptive_grad_clip(config.clip_adaptive))
+    if config.clip.value:
+        chain.append(optax.clip(config.clip.value))
+    if config.clip.norm:
+        chain.append(optax.clip_by_global_norm(config.clip.norm))
+    if config.clip.adaptive:
+        chain.append(optax.adaptive_grad_clip(config.clip.adaptive))
     if rule.decay_mask:
         # Also when 0: optax has defaults of its own.
         arguments |= {"weight_decay": config.weight_decay, rule.decay_mask: kernel_mask}
@@ -172,22 +172,23 @@ class Lookahead:
 def make_lookahead(config: OptimizerConfig, total_steps: int) -> Lookahead | None:
     """The lookahead of `config` for a run of `total_steps`, if it has one.
 
-    Raises UserError if `lookahead_decay` is out of range.
+    Raises UserError if `lookahead.decay` is out of range.
     """
-    if not 0.0 <= config.lookahead_decay <= 1.0:
-        raise UserError(f"optimizer.lookahead_decay={config.lookahead_decay}: must be in 0..1")
-    if not config.lookahead_every:
+    if not 0.0 <= config.lookahead.decay <= 1.0:
+        raise UserError(f"optimizer.lookahead.decay={config.lookahead.decay}: must be in 0..1")
+    if not config.lookahead.every:
         return None
-    return Lookahead(config.lookahead_every, config.lookahead_decay, total_steps)
+    return Lookahead(config.lookahead.every, config.lookahead.decay, total_steps)
 
 
 def _check_fields(config: OptimizerConfig) -> None:
     """Raises UserError for an unknown name and for a setting out of range."""
     if config.name not in _RULES:
         raise UserError(f"optimizer.name={config.name!r}: must be one of {', '.join(_RULES)}")
-    for field in ("weight_decay", "clip_value", "clip_norm", "clip_adaptive"):
-        if not getattr(config, field) >= 0.0:
-            raise UserError(f"optimizer.{field}={getattr(config, field)}: must not be negative")
+    clip = {f"clip.{name}": value for name, value in vars(config.clip).items()}
+    for field, value in ({"weight_decay": config.weight_decay} | clip).items():
+        if not value >= 0.0:
+            raise UserError(f"optimizer.{field}={value}: must not be negative")
     for pattern, rate in config.rates.to_dict().items():
         if type(rate) not in (int, float) or not 0.0 <= rate < math.inf:
             raise UserError(f"optimizer.rates: {pattern} must have a factor >= 0, got {rate!r}")

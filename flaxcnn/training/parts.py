@@ -71,7 +71,7 @@ def make_run_state(
         image_shape,
         seed=config.seed,
         ema=optimizer.ema_decay > 0,
-        lookahead=optimizer.lookahead_every > 0,
+        lookahead=optimizer.lookahead.every > 0,
         initialize=initialize,
     )
 
@@ -94,20 +94,20 @@ def load_data(config: Config, record: Record | None = None) -> Dataset:
         resident_limit=data.resident_limit,
         record=record,
     )
-    train = subsample(
-        dataset.splits["train"], dataset.class_names, data.subsample.to_dict(), config.seed
-    )
+    shares = data.balance.subsample.to_dict()
+    train = subsample(dataset.splits["train"], dataset.class_names, shares, config.seed)
     return dataclasses.replace(dataset, splits=dataset.splits | {"train": train})
 
 
 def find_draws(config: Config, dataset: Dataset) -> Draws:
     """How often an epoch shows each class of the training split."""
+    balance = config.data.balance
     return make_draws(
         dataset.splits["train"].strata,
         dataset.class_names,
-        sampler=config.data.sampler,
-        repeat_threshold=config.data.repeat_threshold,
-        expand=config.data.expand.to_dict(),
+        sampler=balance.sampler,
+        repeat_threshold=balance.repeat_threshold,
+        expand=balance.expand.to_dict(),
     )
 
 

@@ -11,7 +11,7 @@ import optax
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import OptimizerConfig
 
-# The fields of `OptimizerConfig` that each one uses; all have the peak and a warm-up.
+# The fields of `ScheduleConfig` that each one uses; all have the peak and a warm-up.
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "constant": (),
     "step": ("boundaries", "decay_rate"),
@@ -38,12 +38,12 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, epochs: int) ->
     Raises:
         UserError: an unknown schedule, or a field out of range.
     """
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    warmup_steps = round(config.schedule.warmup_epochs * steps_per_epoch)
     _check(config, epochs, warmup_steps < steps_per_epoch * epochs)
     main = _make_main(config, steps_per_epoch, warmup_steps, steps_per_epoch * epochs)
     if warmup_steps == 0:
         return main
-    start = config.learning_rate * config.initial_fraction
+    start = config.learning_rate * config.schedule.initial_fraction
     warmup = optax.linear_schedule(start, main(0), warmup_steps)
     return optax.join_schedules([warmup, main], [warmup_steps])
 
@@ -52,70 +52,73 @@ def _make_main(
     config: OptimizerConfig, steps_per_epoch: int, warmup_steps: int, total_steps: int
 ) -> optax.Schedule:
     """The schedule after the warm-up; its step 0 is the first step without it."""
-    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
+    schedule, peak = config.schedule, config.learning_rate
+    final = peak * schedule.final_fraction
     steps = total_steps - warmup_steps
-    match config.schedule:
+    match schedule.name:
         case "constant" | "plateau":
             return optax.constant_schedule(peak)
         case "step":
-            jumps = [round(b * steps_per_epoch) - warmup_steps for b in config.boundaries]
+            jumps = [round(b * steps_per_epoch) - warmup_steps for b in schedule.boundaries]
             return optax.piecewise_constant_schedule(
-                peak, {jump: config.decay_rate ** jumps.count(jump) for jump in jumps}
+                peak, {jump: schedule.decay_rate ** jumps.count(jump) for jump in jumps}
             )
         case "exponential":
-            per_epoch = config.decay_rate ** (1.0 / config.decay_epochs)
+            per_epoch = schedule.decay_rate ** (1.0 / schedule.decay_epochs)
             return optax.exponential_decay(peak, steps_per_epoch, per_epoch, end_value=final)
         case "cosine":
-            return optax.cosine_decay_schedule(peak, steps, config.final_fraction)
+            return optax.cosine_decay_schedule(peak, steps, schedule.final_fraction)
         case "linear":
             return optax.linear_schedule(peak, final, steps)
         case "polynomial":
-            return optax.polynomial_schedule(peak, final, config.power, steps)
+            return optax.polynomial_schedule(peak, final, schedule.power, steps)
         case "one_cycle":
             start = 25.0
-            end = 1.0 / (start * config.final_fraction) if config.final_fraction else math.inf
+            end = 1.0 / (start * schedule.final_fraction) if schedule.final_fraction else math.inf
             return optax.cosine_onecycle_schedule(
                 steps, peak, pct_start=0.3, div_factor=start, final_div_factor=end
             )
     known = ", ".join(SCHEDULES)
-    raise UserError(f"optimizer.schedule={config.schedule!r}: must be one of {known}")
+    raise UserError(f"optimizer.schedule.name={schedule.name!r}: must be one of {known}")
 
 
 def _check(config: OptimizerConfig, epochs: int, warmup_ends: bool) -> None:
     """Raise UserError for a field that its schedule cannot use."""
-    decays = config.schedule in ("step", "exponential", "plateau")
-    ascending = sorted(set(config.boundaries)) == list(config.boundaries)
-    after_warmup = all(boundary > config.warmup_epochs for boundary in config.boundaries)
+    if not 0.0 <= config.learning_rate < math.inf:
+        raise UserError(f"optimizer.learning_rate={config.learning_rate}: must not be negative")
+    schedule = config.schedule
+    decays = schedule.name in ("step", "exponential", "plateau")
+    ascending = sorted(set(schedule.boundaries)) == list(schedule.boundaries)
+    after_warmup = all(boundary > schedule.warmup_epochs for boundary in schedule.boundaries)
     requirements = [
-        ("learning_rate", "not be negative", 0.0 <= config.learning_rate < math.inf),
-        ("initial_fraction", "be in 0..1", 0.0 <= config.initial_fraction <= 1.0),
+        ("initial_fraction", "be in 0..1", 0.0 <= schedule.initial_fraction <= 1.0),
         (
             "initial_fraction",
             "be 0 without warmup_epochs",
-            config.initial_fraction == 0.0 or config.warmup_epochs > 0.0,
+            schedule.initial_fraction == 0.0 or schedule.warmup_epochs > 0.0,
         ),
-        ("final_fraction", "be in 0..1", 0.0 <= config.final_fraction <= 1.0),
+        ("final_fraction", "be in 0..1", 0.0 <= schedule.final_fraction <= 1.0),
         (
             "warmup_epochs",
             f"be >= 0 and < epochs={epochs}",
-            0.0 <= config.warmup_epochs and warmup_ends,
+            0.0 <= schedule.warmup_epochs and warmup_ends,
         ),
-        ("decay_rate", "be between 0 and 1", not decays or 0.0 < config.decay_rate < 1.0),
+        ("decay_rate", "be between 0 and 1", not decays or 0.0 < schedule.decay_rate < 1.0),
     ]
-    match config.schedule:
+    match schedule.name:
         case "step":
-            proper = config.boundaries and ascending and after_warmup
+            proper = schedule.boundaries and ascending and after_warmup
             rule = "be ascending epochs after the warm-up"
             requirements.append(("boundaries", rule, bool(proper)))
         case "exponential":
-            requirements.append(("decay_epochs", "be positive", config.decay_epochs > 0.0))
+            requirements.append(("decay_epochs", "be positive", schedule.decay_epochs > 0.0))
         case "polynomial":
-            requirements.append(("power", "be positive", config.power > 0.0))
+            requirements.append(("power", "be positive", schedule.power > 0.0))
         case "plateau":
-            requirements.append(("patience", "be at least 1", config.patience >= 1))
+            requirements.append(("patience", "be at least 1", schedule.patience >= 1))
     for field, rule, holds in requirements:
         if not holds:
-            raise UserError(f"optimizer.{field}={getattr(config, field)}: must {rule}")
+            raise UserError(f"optimizer.schedule.{field}={getattr(schedule, field)}: must {rule}")
 
 
 def plateau_scale(validation_losses: Sequence[float], patience: int, factor: float) -> float:

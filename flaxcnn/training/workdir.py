@@ -40,13 +40,15 @@ class Workdir:
         """Creates the folder for `config` and locks it while the run uses it.
 
         It belongs to `config` once run.json is there; a run that fails before leaves nothing. A
-        `data.source` that is another folder is the same if it holds the same files.
+        `data.source` that is another folder is the same if it holds the same files, and what `run`
+        says may change.
         Raises UserError if it belongs to another config, naming the fields that differ, if
         another process is training in it, or if the disk fills up while the run uses it.
         """
         if self.has("run"):
             before, after = map(to_dict, (self.config(), config))
             for values in (before, after):
+                del values["run"]  # changes no result
                 values["data"]["source"] = absolute_source(values["data"]["source"])
             source = after["data"]["source"]
             moved = source != before["data"]["source"] and self.has("splits")

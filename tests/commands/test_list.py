@@ -41,7 +41,7 @@ def test_optimizers_with_the_defaults_of_their_papers():
     assert re.search(r"^adam +b1=0.9, b2=0.999, eps=1e-08, ", shown, re.MULTILINE)  # Kingma 2015
     assert re.search(r"^lion +b1=0.9, b2=0.99, ", shown, re.MULTILINE)  # Chen 2023
     assert re.search(r"^nesterov +momentum=0.9, nesterov=True, ", shown, re.MULTILINE)
-    assert "optimizer.clip_norm=0.0" in shown and "optimizer.boundaries" not in shown
+    assert "optimizer.clip.norm=0.0" in shown and "optimizer.schedule.boundaries" not in shown
     assert "rmsprop_tf" in shown and "adam" not in list_choices(["optimizers", "sgd"])
 
 

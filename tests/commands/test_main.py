@@ -213,7 +213,7 @@ def test_predict_refuses_another_size_until_told_how_to_resize(workdir, tmp_path
         (["--config.data.batch_size=5000"], "data.batch_size"),
         (["--config.optimizer.name=adamm"], "adamm"),
         (["--config.optimizer.kwargs.beta=1"], "beta"),
-        (["--config.optimizer.schedule=cosin"], "optimizer.schedule"),
+        (["--config.optimizer.schedule.name=cosin"], "optimizer.schedule.name"),
         (["--config.loss.name=l1"], "loss.name"),
         (["--config", "nowhere.py"], "nowhere.py: no such file"),
         (["digit"], "no config is called digit: did you mean digits"),

@@ -31,7 +31,7 @@ def test_every_kind_of_field_can_be_given():
     config, *_ = parse(
         [
             "digits",
-            '--config.data.subsample={"3": 0.5}',
+            '--config.data.balance.subsample={"3": 0.5}',
             "--config.data.image_size",
             "(16, 8)",
             "--config.optimizer.learning_rate=1e-3",
@@ -40,7 +40,7 @@ def test_every_kind_of_field_can_be_given():
             "--config.data.augment=(('flip',), ('rotate', 15))",
         ]
     )
-    assert config.data.subsample.to_dict() == {"3": 0.5}
+    assert config.data.balance.subsample.to_dict() == {"3": 0.5}
     assert config.data.image_size == (16, 8)
     assert config.optimizer.learning_rate == 1e-3
     assert config.optimizer.kwargs.to_dict() == {"b2": 0.95}

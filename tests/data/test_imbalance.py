@@ -49,9 +49,9 @@ def test_a_smaller_share_is_part_of_a_larger_one():
 
 def test_unknown_classes_are_told_with_the_known_ones():
     line = r"there is no class 'plane'; the classes are airplane, bird, cat, dog$"
-    with pytest.raises(UserError, match=rf"^data\.subsample: {line}"):
+    with pytest.raises(UserError, match=rf"^data\.balance\.subsample: {line}"):
         subsample(SPLIT, CLASSES, {"plane": 0.5}, 0)
-    with pytest.raises(UserError, match=rf"^data\.expand: {line}"):
+    with pytest.raises(UserError, match=rf"^data\.balance\.expand: {line}"):
         draws_of(expand={"plane": 9})
     with pytest.raises(UserError, match=r"are 0, 1, .* 19, \.\.\.$"):
         make_draws(LABELS, [str(i) for i in range(1000)], expand={"x": 1})

@@ -46,7 +46,7 @@ def test_a_grid_is_every_combination():
 
 
 def test_runs_are_planned_seed_by_seed_and_leave_the_config_alone(tmp_path):
-    changed = {"model.kwargs.activation": "tanh", "epochs": 7, "data.expand": {"4": 2}}
+    changed = {"model.kwargs.activation": "tanh", "epochs": 7, "data.balance.expand": {"4": 2}}
     cases = {"A, b": changed, "c": {}}
     runs = plan_runs(Study(CONFIG, cases, seeds=2), tmp_path)
     assert [(r.case, r.config.seed, str(r.workdir.relative_to(tmp_path))) for r in runs] == [
@@ -57,7 +57,7 @@ def test_runs_are_planned_seed_by_seed_and_leave_the_config_alone(tmp_path):
     ]
     assert runs[0].config.model.kwargs.activation == "tanh"
     assert runs[0].config.epochs == 7
-    assert runs[0].config.data.expand.to_dict() == {"4": 2}
+    assert runs[0].config.data.balance.expand.to_dict() == {"4": 2}
     assert not runs[1].config.model.kwargs
     assert CONFIG.epochs == 1
     assert not CONFIG.model.kwargs

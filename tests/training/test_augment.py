@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from flaxcnn.errors import UserError
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, run, train
+from flaxcnn.training import (
+    BalanceConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    run,
+    train,
+)
 from flaxcnn.training.config import from_dict, to_dict, validate
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.parts import load_data
@@ -76,8 +84,7 @@ def make_experiment(**data) -> Experiment:
 
 def test_nine_augmented_copies_of_the_images_of_scarce_classes():
     experiment = make_experiment(
-        subsample={8: 0.05, 9: 0.05},
-        expand={8: 9, 9: 9},
+        balance=BalanceConfig(subsample={8: 0.05, 9: 0.05}, expand={8: 9, 9: 9}),
         augment=[("rotate", 30), ("translate", 0.2)],
         augment_classes=(8, "9"),  # a number will do, as in the other fields
     )

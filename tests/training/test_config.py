@@ -2,21 +2,30 @@ import pytest
 from ml_collections import ConfigDict
 
 from flaxcnn.errors import UserError
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
+from flaxcnn.training import (
+    BalanceConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 from flaxcnn.training.config import check_field, differences, from_dict, to_dict, validate
 
 
 def test_dict_round_trip_keeps_every_field():
     config = Config(
         model=ModelConfig(name="x", kwargs=ConfigDict({"dropout": 0.5, "shape": [1, 2]})),
-        data=DataConfig(split=(0.6, 0.2, 0.2), image_size=(32, 48), subsample={3: 0.5}),
-        optimizer=OptimizerConfig(boundaries=(10.0, 20.0)),
+        data=DataConfig(
+            split=(0.6, 0.2, 0.2), image_size=(32, 48), balance=BalanceConfig(subsample={3: 0.5})
+        ),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(boundaries=(10.0, 20.0))),
         epochs=7,
     )
     restored = from_dict(to_dict(config))
     assert to_dict(restored) == to_dict(config)
     assert restored.data.image_size == (32, 48)
-    assert restored.data.subsample.to_dict() == {"3": 0.5}  # a class is known by its name
+    assert restored.data.balance.subsample.to_dict() == {"3": 0.5}  # a class is known by its name
     assert restored.model.kwargs.dropout == 0.5
     assert restored.epochs == 7
 
@@ -45,20 +54,48 @@ def test_the_defaults_are_valid_and_plain_kwargs_are_taken():
         ("data.batch_size", "64", "data.batch_size must be int, got str '64'"),
         ("data.image_size", ("a",), "data.image_size must hold numbers only, got ('a',)"),
         ("optimizer.accumulate", 5, "optimizer.accumulate must divide data.batch_size: 5 does not"),
-        ("optimizer.lookahead_every", -1, "optimizer.lookahead_every must be at least 0, got -1"),
+        ("optimizer.lookahead.every", -1, "optimizer.lookahead.every must be at least 0, got -1"),
         ("optimizer.ema_decay", 1.0, "optimizer.ema_decay must be in [0, 1), got 1.0"),
         ("data.views", (("flop",),), "data.views[0] ('flop',): there is no flop; there are crops"),
         ("data.views", 3, "data.views must be tuple, got int 3"),
         ("data.augment_classes", (1.5,), "data.augment_classes must hold names only, got (1.5,)"),
         ("data.augment_classes", "cat", "data.augment_classes must be tuple, got str 'cat'"),
         ("data.augment_classes", ("cat",), "data.augment_classes says for which classes data.aug"),
-        ("data.sampler", "even", "data.sampler must be one of natural, balanced, sqrt, repeat_fac"),
-        ("data.repeat_threshold", 0.0, "data.repeat_threshold must be in (0, 1], got 0.0"),
-        ("data.subsample", ConfigDict({"cat": 0.0}), "data.subsample.cat must be a share in (0, 1"),
-        ("data.subsample", ConfigDict({"cat": 1.1}), "data.subsample.cat must be a share in (0, 1"),
-        ("data.subsample", ConfigDict({"cat": "x"}), "data.subsample.cat must be a share in (0, 1"),
-        ("data.expand", ConfigDict({"cat": 0}), "data.expand.cat must be a number of extra copies"),
-        ("data.expand", ConfigDict({"cat": 0.5}), "data.expand.cat must be a number of extra copi"),
+        (
+            "data.balance.sampler",
+            "even",
+            "data.balance.sampler must be one of natural, bal",
+        ),
+        (
+            "data.balance.repeat_threshold",
+            0.0,
+            "data.balance.repeat_threshold must be in (0",
+        ),
+        (
+            "data.balance.subsample",
+            ConfigDict({"cat": 0.0}),
+            "data.balance.subsample.cat must be a share",
+        ),
+        (
+            "data.balance.subsample",
+            ConfigDict({"cat": 1.1}),
+            "data.balance.subsample.cat must be a share",
+        ),
+        (
+            "data.balance.subsample",
+            ConfigDict({"cat": "x"}),
+            "data.balance.subsample.cat must be a share",
+        ),
+        (
+            "data.balance.expand",
+            ConfigDict({"cat": 0}),
+            "data.balance.expand.cat must be a number",
+        ),
+        (
+            "data.balance.expand",
+            ConfigDict({"cat": 0.5}),
+            "data.balance.expand.cat must be a number",
+        ),
         ("loss.class_weights", "x", "loss.class_weights must be one of none, balanced, effective"),
         ("loss.effective_beta", 1.0, "loss.effective_beta must be in [0, 1), got 1.0"),
         ("model.kwargs", ConfigDict({"f": print}), "the config must hold plain values only"),
@@ -80,14 +117,16 @@ def test_a_wrong_value_is_told_in_one_line(path, value, line):
 
 def test_numbers_serve_as_names_of_classes():
     config = Config()
-    config.data.expand = ConfigDict({3: 9})  # as a flag sets it
+    config.data.balance.expand = ConfigDict({3: 9})  # as a flag sets it
     validate(config)
-    assert config.data.expand.to_dict() == {"3": 9}
+    assert config.data.balance.expand.to_dict() == {"3": 9}
 
 
 def test_copies_and_a_sampler_exclude_each_other():
-    data = DataConfig(expand={"cat": 9}, sampler="balanced")
-    with pytest.raises(UserError, match=r"^data\.expand and data\.sampler='balanced' both say"):
+    data = DataConfig(balance=BalanceConfig(expand={"cat": 9}, sampler="balanced"))
+    with pytest.raises(
+        UserError, match=r"^data\.balance\.expand and data\.balance\.sampler='balanced' both say"
+    ):
         validate(Config(data=data))
 
 
@@ -108,9 +147,11 @@ def test_an_int_serves_as_float():
 def test_a_misspelt_field_is_named_with_the_nearest_one():
     check_field("optimizer.learning_rate")
     check_field("model.kwargs.anything")
-    check_field("data.subsample.cat")
-    with pytest.raises(UserError, match="""write --config.data.subsample='{"T-shirt/top": ...}'"""):
-        check_field("data.subsample.T-shirt/top")
+    check_field("data.balance.subsample.cat")
+    with pytest.raises(
+        UserError, match="""write --config.data.balance.subsample='{"T-shirt/top": ...}'"""
+    ):
+        check_field("data.balance.subsample.T-shirt/top")
     with pytest.raises(UserError, match="no field optimzer.learning_rate; did you mean optimizer"):
         check_field("optimzer.learning_rate")
     with pytest.raises(UserError, match="no field model.name.x"):

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, run, train
+from flaxcnn.training import (
+    Config,
+    DataConfig,
+    LookaheadConfig,
+    ModelConfig,
+    OptimizerConfig,
+    run,
+    train,
+)
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.parts import load_data
 from flaxcnn.training.state import hash_tree
@@ -20,7 +28,7 @@ def make_config(parallel="jit", seed=0) -> Config:
             name="nesterov",
             learning_rate=0.1,
             rates=ConfigDict({"*/bias": 8.0}),
-            lookahead_every=3,
+            lookahead=LookaheadConfig(every=3),
             ema_decay=0.9,
         ),
         epochs=2,

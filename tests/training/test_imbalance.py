@@ -5,14 +5,15 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 from flaxcnn.errors import UserError
-from flaxcnn.training import Config, DataConfig, LossConfig
+from flaxcnn.training import BalanceConfig, Config, DataConfig, LossConfig
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.parts import load_data
 
 
-def make(**kwargs):
+def make(**balance):
     loss = LossConfig(class_weights="balanced")
-    config = Config(data=DataConfig(batch_size=64, **kwargs), loss=loss, epochs=2)
+    data = DataConfig(batch_size=64, balance=BalanceConfig(**balance))
+    config = Config(data=data, loss=loss, epochs=2)
     dataset = load_data(config)
     experiment = Experiment(config, dataset)
     _ = experiment.facts
@@ -21,7 +22,7 @@ def make(**kwargs):
 
 def test_only_the_training_split_is_made_unbalanced():
     plain = load_data(Config()).splits
-    dataset = load_data(Config(data=DataConfig(subsample={8: 0.1, 9: 0.5})))
+    dataset = load_data(Config(data=DataConfig(balance=BalanceConfig(subsample={8: 0.1, 9: 0.5}))))
     for name in ("validation", "test"):
         for ours, theirs in zip(
             dataset.splits[name].load(slice(None)), plain[name].load(slice(None)), strict=True
@@ -47,5 +48,5 @@ def test_the_run_counts_its_classes_and_weighs_them_as_they_are_drawn():
 
 def test_unknown_classes_are_refused():
     for field in ("subsample", "expand"):
-        with pytest.raises(UserError, match=f"^data.{field}: there is no class 'ten'; the cl"):
+        with pytest.raises(UserError, match=f"^data.balance.{field}: there is no class 'ten'"):
             make(**{field: {"ten": 1}})

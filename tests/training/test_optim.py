@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from flaxcnn.errors import UserError
-from flaxcnn.training.config import OptimizerConfig
+from flaxcnn.training.config import ClipConfig, LookaheadConfig, OptimizerConfig
 from flaxcnn.training.optim import kernel_mask, make_lookahead, make_optimizer
 
 NAMES = (
@@ -220,22 +220,22 @@ def global_norm(tree):
 
 
 def test_clipping_by_value():
-    (update,) = updates([A], clip_value=0.5)
+    (update,) = updates([A], clip=ClipConfig(value=0.5))
     check(update, jax.tree.map(lambda g: -RATE * np.clip(g, -0.5, 0.5), A))
 
 
 def test_clipping_by_global_norm():
-    (update,) = updates([A], clip_norm=2.0)
+    (update,) = updates([A], clip=ClipConfig(norm=2.0))
     check(update, jax.tree.map(lambda g: -RATE * g * 2.0 / global_norm(A), A))
     small = jax.tree.map(lambda g: g / 100, A)
-    (update,) = updates([small], clip_norm=2.0)
+    (update,) = updates([small], clip=ClipConfig(norm=2.0))
     check(update, jax.tree.map(lambda g: -RATE * g, small))
 
 
 def test_adaptive_clipping_compares_every_output_with_its_weights():
     gradient = make_tree(1)
     gradient["conv"]["kernel"][..., 0] /= 1000  # small enough to stay
-    (update,) = updates([gradient], clip_adaptive=0.1)
+    (update,) = updates([gradient], clip=ClipConfig(adaptive=0.1))
     for layer, axes in (("conv", (0, 1, 2)), ("dense", 0)):
         g, p = gradient[layer]["kernel"], PARAMS[layer]["kernel"]
         g_norm = np.sqrt((g**2).sum(axis=axes, keepdims=True))
@@ -244,7 +244,7 @@ def test_adaptive_clipping_compares_every_output_with_its_weights():
 
 
 def test_clipping_is_by_value_then_norm_then_adaptive_and_before_decay():
-    (update,) = updates([A], clip_value=0.5, clip_norm=1.0, clip_adaptive=0.01, weight_decay=0.3)
+    (update,) = updates([A], clip=ClipConfig(1.0, 0.5, 0.01), weight_decay=0.3)
     clipped = jax.tree.map(lambda g: np.clip(g, -0.5, 0.5), A)
     g = clipped["dense"]["kernel"] / global_norm(clipped)
     p = PARAMS["dense"]["kernel"]
@@ -294,7 +294,7 @@ def test_a_rate_of_no_parameter_is_refused():
 @pytest.mark.parametrize("steps", [6, 8])
 def test_lookahead_goes_back_to_the_slow_copy(steps):
     every, decay = 3, 0.9
-    config = OptimizerConfig(lookahead_every=every, lookahead_decay=decay)
+    config = OptimizerConfig(lookahead=LookaheadConfig(every, decay))
     lookahead = make_lookahead(config, steps)
     assert lookahead is not None
     fast = slow = to_jax(PARAMS)
@@ -314,7 +314,7 @@ def test_lookahead_goes_back_to_the_slow_copy(steps):
 
 
 def test_lookahead_leaves_the_bits_of_what_does_not_change():
-    lookahead = make_lookahead(OptimizerConfig(lookahead_every=1), 7)
+    lookahead = make_lookahead(OptimizerConfig(lookahead=LookaheadConfig(1)), 7)
     assert lookahead is not None
     start = fast = slow = to_jax(PARAMS)
     for step in range(1, 8):
@@ -328,8 +328,8 @@ def test_no_lookahead_unless_it_is_asked_for():
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
 def test_lookahead_decay_out_of_range_is_named(decay):
-    with pytest.raises(UserError, match=f"optimizer.lookahead_decay={decay}: must be in 0..1"):
-        make_lookahead(OptimizerConfig(lookahead_decay=decay), 10)
+    with pytest.raises(UserError, match=f"optimizer.lookahead.decay={decay}: must be in 0..1"):
+        make_lookahead(OptimizerConfig(lookahead=LookaheadConfig(decay=decay)), 10)
 
 
 @pytest.mark.parametrize(
@@ -337,9 +337,9 @@ def test_lookahead_decay_out_of_range_is_named(decay):
     [
         ({"name": "adamm"}, "optimizer.name='adamm'.*adamw"),
         ({"weight_decay": -1e-4}, "optimizer.weight_decay=-0.0001"),
-        ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0"),
-        ({"clip_value": -1.0}, "optimizer.clip_value=-1.0"),
-        ({"clip_adaptive": float("nan")}, "optimizer.clip_adaptive=nan"),
+        ({"clip": ClipConfig(norm=-1.0)}, "optimizer.clip.norm=-1.0"),
+        ({"clip": ClipConfig(value=-1.0)}, "optimizer.clip.value=-1.0"),
+        ({"clip": ClipConfig(adaptive=float("nan"))}, "optimizer.clip.adaptive=nan"),
         ({"rates": ConfigDict({"a": -1})}, "optimizer.rates: a must have a factor >= 0, got -1"),
         ({"rates": ConfigDict({"a": "2"})}, "optimizer.rates: a must have a factor >= 0, got '2'"),
         ({"name": "adam", "kwargs": {"beta1": 0.5}}, "optimizer.kwargs: adam has no 'beta1'.* b1"),

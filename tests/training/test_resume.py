@@ -21,15 +21,15 @@ EPOCHS = 6
 OVERRIDES = [
     f"--config.epochs={EPOCHS}",
     "--config.steps_per_call=4",
-    "--config.checkpoint.every_steps=20",
+    "--config.run.save_every_steps=20",
     "--config.optimizer.ema_decay=0.9",
-    "--config.optimizer.schedule=plateau",
-    "--config.optimizer.patience=1",
+    "--config.optimizer.schedule.name=plateau",
+    "--config.optimizer.schedule.patience=1",
 ]
 
 
 def command(workdir: Path, feeder: str) -> list[str]:
-    feeding = [f"--config.data.feeder={feeder}", "--config.data.workers=1"]
+    feeding = [f"--config.data.feeder={feeder}", "--config.run.workers=1"]
     return ["train.py", "--workdir", str(workdir), *OVERRIDES, *feeding]
 
 

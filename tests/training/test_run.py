@@ -13,7 +13,15 @@ from sklearn.datasets import load_digits
 
 from flaxcnn.commands import train as train_command
 from flaxcnn.errors import UserError
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, run, train
+from flaxcnn.training import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    run,
+    train,
+)
 from flaxcnn.training import sessions as sessions_module
 from flaxcnn.training.extend import extend
 from flaxcnn.training.inference import load_run
@@ -173,7 +181,10 @@ def test_more_epochs_keep_the_final_rate_and_can_be_interrupted(tmp_path, no_pic
     ("fields", "line"),
     [
         ({"early_stopping": 2}, "early_stopping=2 needs a validation split: set data.validation"),
-        ({"optimizer": OptimizerConfig(schedule="plateau")}, "optimizer.schedule=plateau needs a"),
+        (
+            {"optimizer": OptimizerConfig(schedule=ScheduleConfig("plateau"))},
+            "optimizer.schedule.name=plateau needs a",
+        ),
     ],
 )
 def test_what_needs_validation_is_refused_without(fields, line, tmp_path):

@@ -8,16 +8,23 @@ import numpy as np
 import pytest
 
 from flaxcnn.errors import UserError
-from flaxcnn.training.config import OptimizerConfig
+from flaxcnn.training.config import OptimizerConfig, ScheduleConfig
 from flaxcnn.training.schedules import SCHEDULES, make_schedule, plateau_scale, should_stop
 
 STEPS, EPOCHS = 10, 8  # 80 updates
 
 
+def make(schedule="cosine", learning_rate=0.4, **fields):
+    config = OptimizerConfig(
+        learning_rate=learning_rate, schedule=ScheduleConfig(schedule, **fields)
+    )
+    return make_schedule(config, STEPS, EPOCHS)
+
+
 def rates(steps=None, **fields):
     """Learning rates at `steps` (all of the run), computed like a training step's: traced."""
     steps = np.arange(STEPS * EPOCHS) if steps is None else np.asarray(steps)
-    schedule = make_schedule(OptimizerConfig(learning_rate=0.4, **fields), STEPS, EPOCHS)
+    schedule = make(**fields)
     return np.asarray(jax.jit(jax.vmap(lambda s: 1.0 * schedule(s)))(steps.astype(np.int32)))
 
 
@@ -96,31 +103,31 @@ def test_warmup_ends_where_one_cycle_begins():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schedule": "cosin"}, "optimizer.schedule='cosin'.*cosine"),
+        ({"schedule": "cosin"}, "optimizer.schedule.name='cosin'.*cosine"),
         ({"learning_rate": -0.1}, "optimizer.learning_rate=-0.1"),
         ({"learning_rate": math.nan}, "optimizer.learning_rate=nan"),
-        ({"final_fraction": 1.5}, "optimizer.final_fraction=1.5"),
+        ({"final_fraction": 1.5}, "schedule.final_fraction=1.5"),
         (
             {"initial_fraction": 1.2, "warmup_epochs": 1.0},
-            "optimizer.initial_fraction=1.2: must be",
+            "schedule.initial_fraction=1.2: must be",
         ),
         ({"initial_fraction": 0.2}, "initial_fraction=0.2: must be 0 without warmup_epochs"),
-        ({"warmup_epochs": -1.0}, "optimizer.warmup_epochs=-1.0"),
-        ({"warmup_epochs": 7.99}, "optimizer.warmup_epochs=7.99.*epochs=8"),
-        ({"schedule": "step"}, "optimizer.boundaries"),
-        ({"schedule": "step", "boundaries": (5.0, 2.0)}, "optimizer.boundaries"),
-        ({"schedule": "step", "boundaries": (2.0, 2.0)}, "optimizer.boundaries"),
-        ({"schedule": "step", "boundaries": (1.0,), "warmup_epochs": 1.0}, "optimizer.boundaries"),
-        ({"schedule": "step", "boundaries": (1.0,), "decay_rate": 10.0}, "optimizer.decay_rate"),
-        ({"schedule": "exponential", "decay_rate": 0.0}, "optimizer.decay_rate"),
-        ({"schedule": "exponential", "decay_epochs": 0.0}, "optimizer.decay_epochs"),
-        ({"schedule": "polynomial", "power": 0.0}, "optimizer.power"),
-        ({"schedule": "plateau", "patience": 0}, "optimizer.patience"),
+        ({"warmup_epochs": -1.0}, "schedule.warmup_epochs=-1.0"),
+        ({"warmup_epochs": 7.99}, "schedule.warmup_epochs=7.99.*epochs=8"),
+        ({"schedule": "step"}, "schedule.boundaries"),
+        ({"schedule": "step", "boundaries": (5.0, 2.0)}, "schedule.boundaries"),
+        ({"schedule": "step", "boundaries": (2.0, 2.0)}, "schedule.boundaries"),
+        ({"schedule": "step", "boundaries": (1.0,), "warmup_epochs": 1.0}, "schedule.boundaries"),
+        ({"schedule": "step", "boundaries": (1.0,), "decay_rate": 10.0}, "schedule.decay_rate"),
+        ({"schedule": "exponential", "decay_rate": 0.0}, "schedule.decay_rate"),
+        ({"schedule": "exponential", "decay_epochs": 0.0}, "schedule.decay_epochs"),
+        ({"schedule": "polynomial", "power": 0.0}, "schedule.power"),
+        ({"schedule": "plateau", "patience": 0}, "schedule.patience"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(UserError, match=message):
-        make_schedule(OptimizerConfig(**fields), STEPS, EPOCHS)
+        make(**fields)
 
 
 @pytest.mark.parametrize(
@@ -175,9 +182,8 @@ def test_no_patience_never_stops():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_schedule_uses_the_fields_that_are_listed_for_it(schedule):
     def some_rates(**changed):
-        fields = {"schedule": schedule, "boundaries": (2.0,), "decay_rate": 0.5} | changed
-        make = make_schedule(OptimizerConfig(learning_rate=0.4, **fields), STEPS, EPOCHS)
-        return [float(make(step)) for step in (25, 70)]
+        rate = make(schedule, **{"boundaries": (2.0,), "decay_rate": 0.5} | changed)
+        return [float(rate(step)) for step in (25, 70)]
 
     others = {
         "boundaries": (3.0,),

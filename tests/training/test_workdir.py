@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from flaxcnn.errors import UserError
-from flaxcnn.training import Config
+from flaxcnn.training import Config, RunConfig
 from flaxcnn.training.config import to_dict
 from flaxcnn.training.workdir import Workdir
 
@@ -36,6 +36,12 @@ def test_the_folder_belongs_to_its_config(tmp_path):
     ):
         pass
     assert workdir.config().epochs == 3
+
+
+def test_how_a_run_is_looked_after_may_change(tmp_path):
+    begin(Workdir(tmp_path), Config(run=RunConfig(keep_last=2)))
+    with Workdir(tmp_path).claim(Config(run=RunConfig(keep_last=5, workers=0))):
+        pass
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):

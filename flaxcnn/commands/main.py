@@ -6,6 +6,7 @@ import os
 import sys
 
 from flaxcnn import __version__
+from flaxcnn.data.choices import RESIZE
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE, INTERRUPTED, MISTAKE
 
@@ -53,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--resize",
-        choices=("crop", "stretch", "pad"),
+        choices=RESIZE,
         help="how images reach their size (default: as the config says)",
     )
 
@@ -62,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--top", type=int, default=5, metavar="K", help="classes per image")
     command.add_argument(
         "--resize",
-        choices=("crop", "stretch", "pad"),
+        choices=RESIZE,
         help="how images reach the run's size (default: as the config says)",
     )
     command.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")

@@ -13,7 +13,8 @@ from ml_collections import config_flags
 
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE
-from flaxcnn.training.config import Config, check_field
+from flaxcnn.training.config import Config, normalize
+from flaxcnn.training.config_check import check_field
 from flaxcnn.training.config_file import find_file, list_files, run_file
 from flaxcnn.training.config_help import describe_fields, format_rows
 from flaxcnn.training.stop_signal import StopSignal
@@ -91,7 +92,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, str, int | None]:
     if unread := values(argv)[1:]:
         raise UserError(f"unexpected argument {unread[0]!r}; flags begin with --")
     workdir = values.workdir or str(Path("runs") / file.stem)
-    return values.config, workdir, values.extend
+    return normalize(values.config), workdir, values.extend
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:

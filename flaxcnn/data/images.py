@@ -52,7 +52,7 @@ class ImageFormat(NamedTuple):
     """What `fit_image` makes of an image; the fields are the config's, in its words."""
 
     size: tuple[int, ...]  # (height, width), or () to keep an image's own
-    resize: str  # "crop", "stretch" or "pad"
+    resize: str  # one of `choices.RESIZE`
     channels: int  # 1 grey, 3 RGB, 0 as in the image
 
 

@@ -15,7 +15,6 @@ from flaxcnn.data.permutation import permutation
 from flaxcnn.data.splits import Split
 from flaxcnn.errors import UserError
 
-SAMPLERS = ("natural", "balanced", "sqrt", "repeat_factor")
 _SUBSAMPLE, _REPEAT = 3, 4  # purposes of a permutation
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flaxcnn.data.choices import ON_BAD_IMAGE, RESIZE
 from flaxcnn.data.images import ImageFormat, fit_image
 from flaxcnn.data.record import Files, Record, check_classes, hash_files, listing, refuse
 from flaxcnn.data.splits import Opened, Records, Split, hold_out, load_records, map_chunks
@@ -136,9 +137,9 @@ def _check_fields(
     if size and (len(size) != 2 or min(size) < 1):
         raise UserError(f"data.image_size must be (height, width) or (), got {size}")
     for field, value, choices in (
-        ("resize", resize, ("crop", "stretch", "pad")),
+        ("resize", resize, RESIZE),
         ("channels", channels, (0, 1, 3)),
-        ("on_bad_image", on_bad_image, ("error", "skip")),
+        ("on_bad_image", on_bad_image, ON_BAD_IMAGE),
     ):
         if value not in choices:
             allowed = ", ".join(map(str, choices))

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.registry import find_task
-from flaxcnn.training.config import Config, check_field, from_dict, to_dict, validate
+from flaxcnn.training.config import Config, normalize
+from flaxcnn.training.config_check import check_field, validate
 from flaxcnn.training.loop import train
 from flaxcnn.training.workdir import Workdir
 
@@ -92,16 +91,15 @@ def _runs(study: Study, workdir: Path, quick: Fields) -> Iterator[Run]:
 
 def _change(config: Config, fields: Fields) -> Config:
     """A copy of `config` with other values in the dotted `fields`."""
-    config = from_dict(to_dict(config))
+    config = normalize(config)  # a copy
     for path, value in fields.items():
         check_field(path)
         *parents, name = path.split(".")
         owner: Any = config
         for parent in parents:
             owner = getattr(owner, parent)
-        plain = isinstance(getattr(owner, name, None), ConfigDict)
-        setattr(owner, name, ConfigDict(value) if plain else value)
-    return config
+        setattr(owner, name, value)
+    return normalize(config)
 
 
 def _slug(case: str) -> str:

@@ -5,17 +5,15 @@ library assigns to their fields; `validate` is called once, before anything is l
 The `kwargs` fields are `ConfigDict`s, so that `--config.model.kwargs.activation=tanh` can add one.
 """
 
+import copy
 import dataclasses
-import difflib
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcnn.data.augment import freeze_policy, read_policy, read_views
+from flaxcnn.data.augment import freeze_policy
 from flaxcnn.errors import UserError
-from flaxcnn.tasks.registry import find_task
 
 
 @dataclasses.dataclass
@@ -171,68 +169,6 @@ class Config:
     early_stopping: int = 0  # epochs without improvement of `monitor`; 0 never stops early
 
 
-_CHOICES = {
-    "data.resize": ("crop", "stretch", "pad"),
-    "data.on_bad_image": ("error", "skip"),
-    "data.feeder": ("auto", "resident", "streaming"),
-    "data.balance.sampler": ("natural", "balanced", "sqrt", "repeat_factor"),
-    "loss.class_weights": ("none", "balanced", "effective"),
-    "precision": ("float32", "bfloat16"),
-    "parallel": ("jit", "pmap"),
-}
-_AT_LEAST = {
-    "epochs": 1,
-    "steps_per_call": 0,
-    "early_stopping": 0,
-    "data.batch_size": 1,
-    "data.eval_batch_size": 1,
-    "optimizer.accumulate": 1,
-    "optimizer.lookahead.every": 0,
-    "run.save_every_steps": 0,
-    "run.keep_last": 1,
-    "run.keep_best": 0,
-    "run.workers": 0,
-}
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """`config` as plain dicts and lists, ready for JSON; equal configs give equal dicts."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, ConfigDict):
-            return plain(value.to_dict())
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return value
-
-    return plain(config)
-
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`. Raises UserError for a field of another version of flaxcnn."""
-
-    def build(cls: type, values: dict[str, Any]) -> Any:
-        built = cls()
-        for name, value in values.items():
-            if not hasattr(built, name):
-                raise UserError(f"the config was written by another flaxcnn: it has a field {name}")
-            default = getattr(built, name)
-            if dataclasses.is_dataclass(default):
-                value = build(type(default), value)
-            elif isinstance(default, ConfigDict):
-                value = ConfigDict(value)
-            elif isinstance(default, tuple):
-                value = tuple(value)
-            setattr(built, name, value)
-        return built
-
-    return build(Config, values)
-
-
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf of `config` as (dotted name, value), in order of declaration."""
     for field in dataclasses.fields(config):
@@ -243,119 +179,36 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{field.name}", value
 
 
-def check_field(path: str) -> None:
-    """Raises UserError if `path` ("optimizer.learning_rate") names no field of `Config`."""
-    known = dict(fields(Config()))
-    if path in known:
-        return
-    for name, value in known.items():
-        key = path.removeprefix(f"{name}.")
-        if isinstance(value, ConfigDict) and key != path:
-            if all(part.isidentifier() for part in key.split(".")):
-                return
-            raise UserError(f"{path}: write --config.{name}='{{\"{key}\": ...}}' instead")
-    close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]}?" if close else f"; the fields are {', '.join(known)}"
-    raise UserError(f"the config has no field {path}{hint}")
+_BY_CLASS = ("data.balance.subsample", "data.balance.expand")
 
 
-def validate(config: Config) -> None:
-    """Raises UserError, naming the field, for what can be known to be wrong before any work."""
+def normalize(config: Config) -> Config:
+    """A copy in the one notation that `validate` and the engine know; it is equal to its own copy.
+
+    Tuples instead of lists, a float instead of an int where the default is one, a `ConfigDict`
+    instead of a dict, and classes by name, also those called 0, 1, ... Any other value stays as it
+    is, for `validate` to refuse. Raises UserError for what is no `Config`.
+    """
     if not isinstance(config, Config):
         raise UserError(f"get_config() must return a flaxcnn Config, got {type(config).__name__}")
-    config.data.augment = freeze_policy(config.data.augment)
-    config.data.views = freeze_policy(config.data.views)
-    _check_types(config, Config(), "")
-    _check_augment(config.data)
-    values = dict(fields(config))
-    for name, choices in _CHOICES.items():
-        if values[name] not in choices:
-            raise UserError(f"{name} must be one of {', '.join(choices)}, got {values[name]!r}")
-    for name, least in _AT_LEAST.items():
-        if values[name] < least:
-            raise UserError(f"{name} must be at least {least}, got {values[name]}")
-    if config.data.batch_size % config.optimizer.accumulate:
-        raise UserError(
-            f"optimizer.accumulate must divide data.batch_size: {config.optimizer.accumulate} "
-            f"does not divide {config.data.batch_size}"
-        )
-    own = find_task(config.task.name).monitor.name
-    if config.monitor not in ("", own, "loss"):
-        raise UserError(f"monitor must be {own} or loss, got {config.monitor!r}")
-    if not 0 <= config.optimizer.ema_decay < 1:
-        raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
-    _check_imbalance(config.data.balance, config.loss)
-    try:
-        json.dumps(to_dict(config))
-    except TypeError as error:
-        raise UserError(f"the config must hold plain values only: {error}") from error
+    return _normalize(config, Config(), "")
 
 
-def _check_augment(data: DataConfig) -> None:
-    data.augment_classes = tuple(map(str, data.augment_classes))  # 0, 1, ... may be numbers
-    if data.augment_classes and not data.augment:
-        raise UserError("data.augment_classes says for which classes data.augment is: give that")
-    read_policy(data.augment, by_class=bool(data.augment_classes))
-    read_views(data.views)
-
-
-def _check_imbalance(balance: BalanceConfig, loss: LossConfig) -> None:
-    # Again after the flags: JSON, and so the run's config.json, has no other keys.
-    balance.subsample, balance.expand = map(_keyed_by_name, (balance.subsample, balance.expand))
-    field = "data.balance"
-    for name, share in balance.subsample.to_dict().items():
-        if type(share) not in (int, float) or not 0 < share <= 1:
-            raise UserError(f"{field}.subsample.{name} must be a share in (0, 1], got {share!r}")
-    for name, copies in balance.expand.to_dict().items():
-        if type(copies) is not int or copies < 1:
-            raise UserError(
-                f"{field}.expand.{name} must be a number of extra copies, got {copies!r}"
-            )
-    if balance.expand and balance.sampler != "natural":
-        raise UserError(
-            f"{field}.expand and {field}.sampler={balance.sampler!r} both say how often an image "
-            "is shown: leave one of them out"
-        )
-    if not 0 < balance.repeat_threshold <= 1:
-        threshold = balance.repeat_threshold
-        raise UserError(f"{field}.repeat_threshold must be in (0, 1], got {threshold}")
-    if not 0 <= loss.effective_beta < 1:
-        raise UserError(f"loss.effective_beta must be in [0, 1), got {loss.effective_beta}")
-
-
-def _check_types(config: Any, default: Any, prefix: str) -> None:
-    """Each leaf has its default's type (an int will do for a float), and no field is invented."""
-    unknown = set(vars(config)) - {field.name for field in dataclasses.fields(default)}
-    if unknown:
-        check_field(prefix + sorted(unknown)[0])
+def _normalize(section: Any, default: Any, prefix: str) -> Any:
+    copied = copy.copy(section)
     for field in dataclasses.fields(default):
-        name, value = prefix + field.name, getattr(config, field.name)
+        name, value = prefix + field.name, getattr(section, field.name)
         expected = getattr(default, field.name)
-        if isinstance(expected, float) and type(value) is int:
+        if dataclasses.is_dataclass(expected) and type(value) is type(expected):
+            value = _normalize(value, expected, f"{name}.")
+        elif isinstance(expected, float) and type(value) is int:
             value = float(value)
-            setattr(config, field.name, value)
-        if type(value) is not type(expected):
-            raise UserError(
-                f"{name} must be {type(expected).__name__}, got {type(value).__name__} {value!r}"
-            )
-        if dataclasses.is_dataclass(value):
-            _check_types(value, expected, f"{name}.")
-        elif name in ("data.augment", "data.views"):
-            continue  # `read_policy` and `read_views` know them better
-        elif isinstance(value, tuple):
-            names = name == "data.augment_classes"
-            if not all(isinstance(v, int | str if names else int | float) for v in value):
-                kind = "names" if names else "numbers"
-                raise UserError(f"{name} must hold {kind} only, got {value!r}")
-
-
-def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "field: before -> after" for each leaf in which two `to_dict` results differ."""
-    lines = []
-    for key in sorted(before.keys() | after.keys()):
-        old, new = before.get(key, "absent"), after.get(key, "absent")
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
-    return lines
+        elif isinstance(expected, tuple):
+            value = freeze_policy(value)
+            if name == "data.augment_classes" and isinstance(value, tuple):
+                value = tuple(str(entry) if type(entry) is int else entry for entry in value)
+        elif isinstance(expected, ConfigDict) and isinstance(value, dict | ConfigDict):
+            plain = value.to_dict() if isinstance(value, ConfigDict) else value
+            value = _keyed_by_name(plain) if name in _BY_CLASS else ConfigDict(plain)
+        setattr(copied, field.name, value)
+    return copied

@@ -4,15 +4,18 @@ Those that come with flaxcnn are known by name, without a folder and `.py`.
 """
 
 import ast
+import dataclasses
 import difflib
 import importlib.util
+import re
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 from flaxcnn.errors import UserError
-from flaxcnn.training.config import Config, validate
+from flaxcnn.training.config import Config, normalize
+from flaxcnn.training.config_check import check_field, validate
 
 _PACKAGE = Path(__file__).parents[1]
 # The wheel has them within the package, a clone (an editable install, too) beside it.
@@ -75,6 +78,7 @@ def run_file(path: str | Path, function: str) -> tuple[Any, str]:
         value = found() if callable(found) else None
     except Exception as error:  # whatever the file itself raises
         del sys.modules[name]
+        _check_fields(path, error)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path} cannot be read: {reason}") from error
     if not callable(found):
@@ -82,11 +86,39 @@ def run_file(path: str | Path, function: str) -> tuple[Any, str]:
     return value, module.__doc__ or ""
 
 
+def _check_fields(path: str | Path, error: Exception) -> None:
+    """Raises UserError if `error` is of a field that its class in config.py has not, or no more."""
+    sections = {"Config": ""} | _find_sections(Config(), "")
+    message = str(error)
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    found = found or re.match(r"'(\w+)' object has no attribute '(\w+)'", message)
+    if "cannot import name 'CheckpointConfig'" in message:
+        name = "checkpoint"
+    elif found and found[1] in sections:
+        name = sections[found[1]] + found[2]
+    else:
+        return
+    try:
+        check_field(name)
+    except UserError as wrong:
+        raise UserError(f"{path}: {wrong}") from error
+
+
+def _find_sections(config: Any, prefix: str) -> dict[str, str]:
+    """The prefix of the fields of each class within `config`, by the class's name."""
+    found = {}
+    for name, value in vars(config).items():
+        if dataclasses.is_dataclass(value):
+            inner = f"{prefix}{name}."
+            found |= {type(value).__name__: inner} | _find_sections(value, inner)
+    return found
+
+
 def load_config(name: str | Path) -> Config:
     """The config of that name, or what the `get_config()` of that file returns, validated.
 
     Raises UserError as `find_file`, `run_file` and `validate`.
     """
-    config, _ = run_file(find_file(name), "get_config")
+    config = normalize(run_file(find_file(name), "get_config")[0])
     validate(config)
     return config

@@ -19,7 +19,8 @@ from flaxcnn.data.plans import TrainPlan
 from flaxcnn.data.sources import Dataset, absolute_source
 from flaxcnn.data.splits import ArraySplit, Split
 from flaxcnn.tasks.task import Setting, Task
-from flaxcnn.training.config import Config, to_dict
+from flaxcnn.training.config import Config
+from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.evaluate import Evaluator
 from flaxcnn.training.facts import Facts, count_classes, find_facts, reload_data
 from flaxcnn.training.momentum import judge_momentum

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from flaxcnn.errors import UserError
-from flaxcnn.training.config import Config, validate
+from flaxcnn.training.config import Config, normalize
+from flaxcnn.training.config_check import validate
 from flaxcnn.training.facts import Facts
 from flaxcnn.training.logger import read_rows
 from flaxcnn.training.workdir import Workdir
@@ -21,6 +22,7 @@ def extend(config: Config, workdir: str | Path, epochs: int) -> None:
         UserError: no finished run of that config, one that stopped early, or one with lookahead,
             which is planned for the length of the run.
     """
+    config = normalize(config)
     validate(config)
     if epochs < 1:
         raise UserError(f"--extend must be at least 1 epoch, got {epochs}")

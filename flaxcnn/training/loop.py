@@ -12,7 +12,8 @@ import jax
 from flaxcnn.errors import UserError
 from flaxcnn.memory import keep_freed_memory
 from flaxcnn.training.checkpoint import Checkpoints, History
-from flaxcnn.training.config import Config, validate
+from flaxcnn.training.config import Config, normalize
+from flaxcnn.training.config_check import validate
 from flaxcnn.training.environment import find_warnings
 from flaxcnn.training.experiment import Experiment, make_experiment
 from flaxcnn.training.logger import Logger
@@ -49,6 +50,7 @@ def train(
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any] | None:
     """See `flaxcnn.training.train`, which takes a config's name, too."""
+    config = normalize(config)
     validate(config)
     keep_freed_memory()
     folder = Workdir(workdir)

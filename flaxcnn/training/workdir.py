@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ from typing import Any
 from flaxcnn.data.record import Record, hash_files
 from flaxcnn.data.sources import absolute_source, check_source
 from flaxcnn.errors import UserError
-from flaxcnn.training.config import Config, differences, from_dict, to_dict, validate
+from flaxcnn.training.config import Config
+from flaxcnn.training.config_check import validate
+from flaxcnn.training.config_json import VERSION, differences, from_dict, to_dict
 
 
 class Workdir:
@@ -90,9 +93,19 @@ class Workdir:
                         self.path.rmdir()
 
     def config(self) -> Config:
-        """The run's config. Raises UserError if there is no run here."""
-        config = from_dict(self.read("config"))
+        """The run's config; an older version's is reported on stderr.
+
+        Raises UserError if there is no run here, or one that a newer flaxcnn has begun.
+        """
+        values = self.read("config")
+        config = from_dict(values)
         validate(config)
+        if (version := values.get("version", 1)) != VERSION:
+            print(
+                f"WARNING: {self._file('config.json')} is of version {version}: read as version "
+                f"{VERSION}",
+                file=sys.stderr,
+            )
         return config
 
     def record(self) -> Record:

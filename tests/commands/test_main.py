@@ -214,6 +214,7 @@ def test_predict_refuses_another_size_until_told_how_to_resize(workdir, tmp_path
         (["--config.optimizer.name=adamm"], "adamm"),
         (["--config.optimizer.kwargs.beta=1"], "beta"),
         (["--config.optimizer.schedule.name=cosin"], "optimizer.schedule.name"),
+        (["--config.optimizer.schedule=cosine"], "schedule is now optimizer.schedule.name"),
         (["--config.loss.name=l1"], "loss.name"),
         (["--config", "nowhere.py"], "nowhere.py: no such file"),
         (["digit"], "no config is called digit: did you mean digits"),
@@ -238,7 +239,10 @@ def test_a_mistake_is_one_line_and_status_2(arguments, line, train, tmp_path):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("from flaxcnn.training import Config\nget_config = lambda: Config(epoch=3)", "'epoch'"),
+        (
+            "from flaxcnn.training import Config\nget_config = lambda: Config(epoch=3)",
+            "did you mean epochs?",
+        ),
         ("get_config = lambda: {}", "get_config() must return a flaxcnn Config, got dict"),
         ("x = 3", "get_config"),
         ("def", "SyntaxError"),

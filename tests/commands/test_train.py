@@ -36,6 +36,8 @@ def test_every_kind_of_field_can_be_given():
             "(16, 8)",
             "--config.optimizer.learning_rate=1e-3",
             "--config.optimizer.kwargs.b2=0.95",
+            "--config.optimizer.schedule.warmup_epochs=5",
+            "--config.run.keep_last=3",
             "--config.model.kwargs.flag",
             "--config.data.augment=(('flip',), ('rotate', 15))",
         ]
@@ -44,6 +46,7 @@ def test_every_kind_of_field_can_be_given():
     assert config.data.image_size == (16, 8)
     assert config.optimizer.learning_rate == 1e-3
     assert config.optimizer.kwargs.to_dict() == {"b2": 0.95}
+    assert (config.optimizer.schedule.warmup_epochs, config.run.keep_last) == (5.0, 3)
     assert config.model.kwargs.flag is True
     assert config.data.augment == (("flip",), ("rotate", 15))
     assert config.epochs == 30  # as the config has it

@@ -16,7 +16,9 @@ from flaxcnn.training import (
     run,
     train,
 )
-from flaxcnn.training.config import from_dict, to_dict, validate
+from flaxcnn.training.config import normalize
+from flaxcnn.training.config_check import validate
+from flaxcnn.training.config_json import from_dict, to_dict
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.parts import load_data
 from flaxcnn.training.step import make_preprocess
@@ -36,6 +38,7 @@ def make_config(**data) -> Config:
 
 def test_a_policy_is_plain_data():
     config = make_config(augment=POLICY[:3], augment_classes=(8, "9"), views=[["shift", 1]])
+    config = normalize(config)
     validate(config)
     restored = from_dict(json.loads(json.dumps(to_dict(config))))
     validate(restored)
@@ -75,7 +78,7 @@ def test_a_run_with_a_policy_goes_on_to_the_same_bits(tmp_path):
 
 
 def make_experiment(**data) -> Experiment:
-    config = make_config(**data)
+    config = normalize(make_config(**data))
     validate(config)
     experiment = Experiment(config, load_data(config))
     _ = experiment.facts

@@ -10,7 +10,15 @@ from flaxcnn.training import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from flaxcnn.training.config import check_field, differences, from_dict, to_dict, validate
+from flaxcnn.training.config import normalize
+from flaxcnn.training.config_check import check_field, validate
+from flaxcnn.training.config_json import differences, from_dict, to_dict
+
+
+def check(config: Config) -> Config:
+    config = normalize(config)
+    validate(config)
+    return config
 
 
 def test_dict_round_trip_keeps_every_field():
@@ -33,14 +41,13 @@ def test_dict_round_trip_keeps_every_field():
 def test_a_field_of_another_version_is_named():
     values = to_dict(Config())
     values["optimizer"]["bias_rate"] = 1.0
-    with pytest.raises(UserError, match="written by another flaxcnn: it has a field bias_rate$"):
+    with pytest.raises(UserError, match="another flaxcnn: it has a field optimizer.bias_rate$"):
         from_dict(values)
 
 
 def test_the_defaults_are_valid_and_plain_kwargs_are_taken():
-    validate(Config())
-    config = Config(model=ModelConfig(kwargs={"activation": "tanh"}))
-    validate(config)
+    check(Config())
+    config = check(Config(model=ModelConfig(kwargs={"activation": "tanh"})))
     assert config.model.kwargs.activation == "tanh"
 
 
@@ -99,6 +106,13 @@ def test_the_defaults_are_valid_and_plain_kwargs_are_taken():
         ("loss.class_weights", "x", "loss.class_weights must be one of none, balanced, effective"),
         ("loss.effective_beta", 1.0, "loss.effective_beta must be in [0, 1), got 1.0"),
         ("model.kwargs", ConfigDict({"f": print}), "the config must hold plain values only"),
+        ("optimizer.schedule", "step", "optimizer.schedule is now optimizer.schedule.name"),
+        (
+            "optimizer.clip",
+            1.0,
+            "optimizer.clip is a section of the config: set optimizer.clip.nor",
+        ),
+        ("optimizer.clip_norm", 1.0, "optimizer.clip_norm is now optimizer.clip.norm"),
         ("data.bach_size", 3, "the config has no field data.bach_size; did you mean data.batch_si"),
     ],
 )
@@ -110,7 +124,7 @@ def test_a_wrong_value_is_told_in_one_line(path, value, line):
         holder = getattr(holder, parent)
     setattr(holder, name, value)
     with pytest.raises(UserError) as caught:
-        validate(config)
+        check(config)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
 
@@ -118,7 +132,7 @@ def test_a_wrong_value_is_told_in_one_line(path, value, line):
 def test_numbers_serve_as_names_of_classes():
     config = Config()
     config.data.balance.expand = ConfigDict({3: 9})  # as a flag sets it
-    validate(config)
+    config = check(config)
     assert config.data.balance.expand.to_dict() == {"3": 9}
 
 
@@ -127,21 +141,36 @@ def test_copies_and_a_sampler_exclude_each_other():
     with pytest.raises(
         UserError, match=r"^data\.balance\.expand and data\.balance\.sampler='balanced' both say"
     ):
-        validate(Config(data=data))
+        check(Config(data=data))
 
 
 def test_augmentation_of_some_classes_leaves_out_what_concerns_all():
     data = DataConfig(augment=(("flip",), ("mixup", 0.2)), augment_classes=("cat",))
     line = r"^data\.augment\[1\] \('mixup', 0\.2\): cannot be for data\.augment_classes only"
     with pytest.raises(UserError, match=line):
-        validate(Config(data=data))
+        check(Config(data=data))
 
 
 def test_an_int_serves_as_float():
-    config = Config(optimizer=OptimizerConfig(learning_rate=1))
-    validate(config)
+    given = Config(optimizer=OptimizerConfig(learning_rate=1))
+    config = check(given)
     assert config.optimizer.learning_rate == 1.0
     assert isinstance(config.optimizer.learning_rate, float)
+    assert type(given.optimizer.learning_rate) is int  # the caller's own stays as it is
+
+
+def test_a_normalized_config_is_a_copy_that_stays_as_it_is():
+    given = Config(
+        model=ModelConfig(kwargs=ConfigDict({"inner": {"size": 3}})),
+        data=DataConfig(views=[["shift", 1]], augment_classes=[8, "9"], image_size=[4, 4]),
+    )
+    config = normalize(given)
+    assert config.data.views == (("shift", 1),)
+    assert (config.data.augment_classes, config.data.image_size) == (("8", "9"), (4, 4))
+    assert normalize(config) == config
+    config.model.kwargs.inner.size = 5
+    config.optimizer.clip.norm = 1.0
+    assert (given.model.kwargs.inner.size, given.optimizer.clip.norm) == (3, 0.0)
 
 
 def test_a_misspelt_field_is_named_with_the_nearest_one():
@@ -156,6 +185,21 @@ def test_a_misspelt_field_is_named_with_the_nearest_one():
         check_field("optimzer.learning_rate")
     with pytest.raises(UserError, match="no field model.name.x"):
         check_field("model.name.x")
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("optimizer.schedule", "^optimizer.schedule is now optimizer.schedule.name$"),
+        ("checkpoint", "^checkpoint.every_steps is now run.save_every_steps, checkpoint.keep_last"),
+        ("data.subsample.cat", "^data.subsample.cat is now data.balance.subsample.cat$"),
+        ("optimizer.schedule.powr", "did you mean optimizer.schedule.power"),
+        ("data", "^data is a section of the config: set data.source, "),
+    ],
+)
+def test_an_old_name_and_a_section_are_explained(path, line):
+    with pytest.raises(UserError, match=line):
+        check_field(path)
 
 
 def test_differences_name_each_field():

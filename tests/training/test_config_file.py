@@ -8,6 +8,10 @@ from flaxcnn.training import Config
 from flaxcnn.training.config_file import load_config, run_file
 
 HEAD = "from flaxcnn.training import Config\n"
+OPTIMIZER = (
+    "import flaxcnn.training as f\nget_config = lambda: f.Config(optimizer=f.OptimizerConfig"
+)
+OLD = "from flaxcnn.training import CheckpointConfig"
 
 
 def write(folder: Path, content: str) -> Path:
@@ -46,6 +50,11 @@ def test_a_config_file_is_read_and_validated(tmp_path):
         ("get_config = 3", "{} has no function get_config()"),
         ("get_config = lambda: 1 / 0", "{} cannot be read: ZeroDivisionError: division by zero"),
         ("get_config = lambda: {}", "get_config() must return a flaxcnn Config, got dict"),
+        (HEAD + "get_config = lambda: Config(epoch=3)", "{}: the config has no field epoch; did"),
+        (OPTIMIZER + "(clip_norm=1.0))", "{}: optimizer.clip_norm is now optimizer.clip.norm"),
+        (OPTIMIZER + "(schedule='step'))", "optimizer.schedule is now optimizer.schedule.name"),
+        (OLD, "{}: checkpoint.every_steps is now run.save_every_steps, checkpoint.keep_last is"),
+        (HEAD + "get_config = lambda: Config().optimizer.clip.nrm", "{}: the config has no field"),
         (HEAD + "get_config = lambda: Config(epochs=0)", "epochs must be at least 1, got 0"),
     ],
 )

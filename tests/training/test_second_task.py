@@ -186,7 +186,8 @@ def test_jit_and_pmap_on_8_devices_measure_alike(workdir, tmp_path):
 
 def test_settings_belong_to_their_task():
     from flaxcnn.tasks.task import Setting
-    from flaxcnn.training.config import LossConfig, validate
+    from flaxcnn.training.config import LossConfig, normalize
+    from flaxcnn.training.config_check import validate
     from flaxcnn.training.parts import make_task
 
     setting = Setting((), (SIDE, SIDE, 1))
@@ -200,6 +201,6 @@ def test_settings_belong_to_their_task():
         with pytest.raises(UserError, match=line):
             make_task(make_config(**change), setting)
     with pytest.raises(UserError, match="task.name must be one of .*, got 'poetry'"):
-        validate(make_config(task=TaskConfig("poetry")))
+        validate(normalize(make_config(task=TaskConfig("poetry"))))
     with pytest.raises(UserError, match="monitor must be distance or loss, got 'accuracy'"):
-        validate(make_config(monitor="accuracy"))
+        validate(normalize(make_config(monitor="accuracy")))

@@ -4,7 +4,7 @@ import pytest
 
 from flaxcnn.errors import UserError
 from flaxcnn.training import Config, RunConfig
-from flaxcnn.training.config import to_dict
+from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.workdir import Workdir
 
 

@@ -1,0 +1,155 @@
+"""What is wrong with a config that can be known before any work, said in one line."""
+
+import dataclasses
+import difflib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flaxcnn.data.augment import read_policy, read_views
+from flaxcnn.data.choices import FEEDERS, ON_BAD_IMAGE, RESIZE, SAMPLERS
+from flaxcnn.errors import UserError
+from flaxcnn.tasks.registry import find_task
+from flaxcnn.training.config import BalanceConfig, Config, DataConfig, LossConfig, fields
+from flaxcnn.training.config_json import RENAMED, to_dict
+
+_CHOICES = {
+    "data.resize": RESIZE,
+    "data.on_bad_image": ON_BAD_IMAGE,
+    "data.feeder": FEEDERS,
+    "data.balance.sampler": SAMPLERS,
+    "loss.class_weights": ("none", "balanced", "effective"),
+    "precision": ("float32", "bfloat16"),
+    "parallel": ("jit", "pmap"),
+}
+_AT_LEAST = {
+    "epochs": 1,
+    "steps_per_call": 0,
+    "early_stopping": 0,
+    "data.batch_size": 1,
+    "data.eval_batch_size": 1,
+    "optimizer.accumulate": 1,
+    "optimizer.lookahead.every": 0,
+    "run.save_every_steps": 0,
+    "run.keep_last": 1,
+    "run.keep_best": 0,
+    "run.workers": 0,
+}
+
+
+def check_field(path: str) -> None:
+    """Raises UserError if `path` ("optimizer.learning_rate") names no field of `Config`."""
+    known = dict(fields(Config()))
+    if path in known:
+        return
+    if renamed := _describe_renamed(path, known):
+        raise UserError(renamed)
+    if within := [name for name in known if name.startswith(f"{path}.")]:
+        raise UserError(f"{path} is a section of the config: set {', '.join(within)}")
+    for name, value in known.items():
+        key = path.removeprefix(f"{name}.")
+        if isinstance(value, ConfigDict) and key != path:
+            if all(part.isidentifier() for part in key.split(".")):
+                return
+            raise UserError(f"{path}: write --config.{name}='{{\"{key}\": ...}}' instead")
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else f"; the fields are {', '.join(known)}"
+    raise UserError(f"the config has no field {path}{hint}")
+
+
+def _describe_renamed(path: str, known: dict[str, Any]) -> str:
+    """What a field, a section or a class's entry of an older version is called now, or ""."""
+    for old, new in RENAMED.items():
+        key = path.removeprefix(old)
+        if path == old or (key.startswith(".") and isinstance(known[new], ConfigDict)):
+            return f"{path} is now {new}{key}"
+    if any(name.startswith(f"{path}.") for name in known):  # a section that is still there
+        return ""
+    moved = (f"{old} is now {new}" for old, new in RENAMED.items() if old.startswith(f"{path}."))
+    return ", ".join(moved)
+
+
+def validate(config: Config) -> None:
+    """Raises UserError, naming the field, for what can be known to be wrong before any work.
+
+    `config` comes from `normalize`; nothing in it is changed.
+    """
+    _check_types(config, Config(), "")
+    _check_augment(config.data)
+    values = dict(fields(config))
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            raise UserError(f"{name} must be one of {', '.join(choices)}, got {values[name]!r}")
+    for name, least in _AT_LEAST.items():
+        if values[name] < least:
+            raise UserError(f"{name} must be at least {least}, got {values[name]}")
+    if config.data.batch_size % config.optimizer.accumulate:
+        raise UserError(
+            f"optimizer.accumulate must divide data.batch_size: {config.optimizer.accumulate} "
+            f"does not divide {config.data.batch_size}"
+        )
+    own = find_task(config.task.name).monitor.name
+    if config.monitor not in ("", own, "loss"):
+        raise UserError(f"monitor must be {own} or loss, got {config.monitor!r}")
+    if not 0 <= config.optimizer.ema_decay < 1:
+        raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
+    _check_imbalance(config.data.balance, config.loss)
+    try:
+        json.dumps(to_dict(config))
+    except TypeError as error:
+        raise UserError(f"the config must hold plain values only: {error}") from error
+
+
+def _check_augment(data: DataConfig) -> None:
+    if data.augment_classes and not data.augment:
+        raise UserError("data.augment_classes says for which classes data.augment is: give that")
+    read_policy(data.augment, by_class=bool(data.augment_classes))
+    read_views(data.views)
+
+
+def _check_imbalance(balance: BalanceConfig, loss: LossConfig) -> None:
+    field = "data.balance"
+    for name, share in balance.subsample.to_dict().items():
+        if type(share) not in (int, float) or not 0 < share <= 1:
+            raise UserError(f"{field}.subsample.{name} must be a share in (0, 1], got {share!r}")
+    for name, copies in balance.expand.to_dict().items():
+        if type(copies) is not int or copies < 1:
+            raise UserError(
+                f"{field}.expand.{name} must be a number of extra copies, got {copies!r}"
+            )
+    if balance.expand and balance.sampler != "natural":
+        raise UserError(
+            f"{field}.expand and {field}.sampler={balance.sampler!r} both say how often an image "
+            "is shown: leave one of them out"
+        )
+    if not 0 < balance.repeat_threshold <= 1:
+        threshold = balance.repeat_threshold
+        raise UserError(f"{field}.repeat_threshold must be in (0, 1], got {threshold}")
+    if not 0 <= loss.effective_beta < 1:
+        raise UserError(f"loss.effective_beta must be in [0, 1), got {loss.effective_beta}")
+
+
+def _check_types(config: Any, default: Any, prefix: str) -> None:
+    """Each leaf has its default's type, and no field is invented."""
+    unknown = set(vars(config)) - {field.name for field in dataclasses.fields(default)}
+    if unknown:
+        check_field(prefix + sorted(unknown)[0])
+    for field in dataclasses.fields(default):
+        name, value = prefix + field.name, getattr(config, field.name)
+        expected = getattr(default, field.name)
+        if type(value) is not type(expected):
+            if dataclasses.is_dataclass(expected):
+                check_field(name)  # says which of its fields could be meant
+            raise UserError(
+                f"{name} must be {type(expected).__name__}, got {type(value).__name__} {value!r}"
+            )
+        if dataclasses.is_dataclass(value):
+            _check_types(value, expected, f"{name}.")
+        elif name in ("data.augment", "data.views"):
+            continue  # `read_policy` and `read_views` know them better
+        elif isinstance(value, tuple):
+            names = name == "data.augment_classes"
+            if not all(isinstance(v, str if names else int | float) for v in value):
+                kind = "names" if names else "numbers"
+                raise UserError(f"{name} must hold {kind} only, got {value!r}")

@@ -118,6 +118,6 @@ def test_an_old_run_is_resumed_and_read(tmp_path, monkeypatch, capsys):
     (folder / "config.json").write_text(json.dumps(old))
     run = load_run(folder)
     assert capsys.readouterr().err == warning
-    metrics, _ = run.evaluate("test")
+    metrics = run.evaluate("test").means
     assert metrics["accuracy"] == whole["best"]["accuracy"]
     assert run.probabilities(np.zeros((1, 8, 8, 1), np.uint8)).sum() == pytest.approx(1.0)

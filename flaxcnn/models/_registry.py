@@ -3,76 +3,26 @@
 import dataclasses
 import difflib
 import fnmatch
+import importlib
+import os
+import pkgutil
 from typing import Any
 
 from flax import linen as nn
 
 from flaxcnn.errors import UserError
-from flaxcnn.models import (
-    airbench,
-    alexnet,
-    bad_design,
-    bn_inception,
-    darknet,
-    densenet,
-    googlenet,
-    inception_resnet,
-    inception_v3,
-    inception_v4,
-    lenet,
-    mlp,
-    mobilenet,
-    mobilenet_v2,
-    nasnet,
-    nin,
-    resnet,
-    resnet_v2,
-    resnext,
-    senet,
-    small_cnn,
-    squeezenet,
-    vgg,
-    xception,
-    zfnet,
-)
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._variant import Variant
-
-FAMILIES = (
-    airbench,
-    alexnet,
-    bad_design,
-    bn_inception,
-    darknet,
-    densenet,
-    googlenet,
-    inception_resnet,
-    inception_v3,
-    inception_v4,
-    lenet,
-    mlp,
-    mobilenet,
-    mobilenet_v2,
-    nasnet,
-    nin,
-    resnet,
-    resnet_v2,
-    resnext,
-    senet,
-    small_cnn,
-    squeezenet,
-    vgg,
-    xception,
-    zfnet,
-)
 
 VARIANTS: dict[str, Variant] = {}
 ALIASES: dict[str, str] = {}  # other names in use -> ours
 DEVIATIONS: list[Deviation] = []  # where papers and ports differ
-for family in FAMILIES:
-    VARIANTS |= family.VARIANTS
-    ALIASES |= getattr(family, "ALIASES", {})
-    DEVIATIONS += getattr(family, "DEVIATIONS", ())
+for _file in pkgutil.iter_modules([os.path.dirname(__file__)]):
+    if not _file.name.startswith("_"):  # a family, whose classes `flaxcnn.models` exports
+        _family = importlib.import_module(f"flaxcnn.models.{_file.name}")
+        VARIANTS |= _family.VARIANTS
+        ALIASES |= getattr(_family, "ALIASES", {})
+        DEVIATIONS += getattr(_family, "DEVIATIONS", ())
 
 
 def list_models(pattern: str = "*") -> list[str]:

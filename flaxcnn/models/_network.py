@@ -1,5 +1,6 @@
 """What the networks of the zoo share: their arguments, their stages, what they return."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flaxcnn.errors import UserError
-from flaxcnn.layers import Dropout, global_avg_pool
+from flaxcnn.layers import BatchNorm, Dropout, global_avg_pool
 
 Array = jax.Array
 
@@ -52,6 +53,21 @@ class Feature(NamedTuple):
     name: str
     channels: int
     stride: int
+
+
+def make_norm(
+    network: Any, train: bool, *, momentum: float = 0.9, epsilon: float = 1e-5, **arguments: Any
+) -> Callable[..., BatchNorm]:
+    """BatchNorm in the mode, `dtype` and `axis_name` of a network, with `arguments` of its own."""
+    return functools.partial(
+        BatchNorm,
+        not train,
+        momentum,
+        epsilon,
+        dtype=network.dtype,
+        axis_name=network.axis_name,
+        **arguments,
+    )
 
 
 def run_stages(

@@ -24,3 +24,18 @@ class Variant:
     paper: str
     year: int
     statistics: int = 0
+
+
+def make_variant(
+    network: type[nn.Module],
+    params: int,
+    macs: int,
+    statistics: int = 0,
+    *,
+    input_shape: tuple[int, int, int],
+    paper: str,
+    year: int,
+    **kwargs: Any,
+) -> Variant:
+    """A Variant with the arguments `kwargs`: by `functools.partial` a family's are said once."""
+    return Variant(network, kwargs, input_shape, params, macs, paper, year, statistics)

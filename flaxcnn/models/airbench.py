@@ -17,13 +17,13 @@ import numpy as np
 from flax import linen as nn
 from flax.typing import Dtype
 
-from flaxcnn.layers import BatchNorm, Conv, conv, global_max_pool, max_pool
+from flaxcnn.layers import Conv, conv, global_max_pool, max_pool
 from flaxcnn.layers.channels import broadcast_channels
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, run_block, run_stages
+from flaxcnn.models._network import Network, make_norm, run_block, run_stages
 from flaxcnn.models._residual import dense_uniform
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -109,15 +109,7 @@ class Airbench(Network):
         conv = functools.partial(
             Conv, padding=1, use_bias=False, dtype=self.dtype, kernel_init=init_identity
         )
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            momentum=self.momentum,
-            epsilon=1e-12,
-            use_scale=False,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, momentum=self.momentum, epsilon=1e-12, use_scale=False)
 
         def whiten(x: Array) -> Array:
             return gelu(Whiten(self.dtype, name="whiten")(x))
@@ -183,26 +175,20 @@ def _whitening_filters(images: np.ndarray, epsilon: float = 5e-4) -> np.ndarray:
     return filters * np.sign(filters[largest, np.arange(len(filters))])
 
 
-def _make_variant(
-    params: int, statistics: int, macs: int, widths: tuple[int, ...], **kwargs: Any
-) -> Variant:
-    return Variant(
-        network=Airbench,
-        kwargs={"num_classes": 10, "widths": widths, **kwargs},
-        input_shape=(32, 32, 3),
-        params=params,
-        statistics=statistics,
-        macs=macs,
-        paper="Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU",
-        year=2024,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    Airbench,
+    num_classes=10,
+    input_shape=(32, 32, 3),
+    paper="Jordan, 94% on CIFAR-10 in 3.29 seconds on a single GPU",
+    year=2024,
+)
 
 VARIANTS = {
-    "airbench94": _make_variant(1_971_352, 2_592, 118_147_360, (64, 256, 256)),
-    "airbench95": _make_variant(4_604_440, 3_872, 301_560_864, (128, 384, 384)),
-    "airbench96": _make_variant(
-        9_915_416, 6_432, 451_967_264, (128, 384, 512), residual=True, momentum=0.9
+    "airbench94": _variant(1_971_352, 118_147_360, 2_592, widths=(64, 256, 256)),
+    "airbench95": _variant(4_604_440, 301_560_864, 3_872, widths=(128, 384, 384)),
+    "airbench96": _variant(
+        9_915_416, 451_967_264, 6_432, widths=(128, 384, 512), residual=True, momentum=0.9
     ),
 }
 

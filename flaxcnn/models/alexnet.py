@@ -18,7 +18,7 @@ from flaxcnn.layers import Conv, Dropout, adaptive_avg_pool, local_response_norm
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images, flatten
 from flaxcnn.models._network import Network, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 ResponseNorm = Literal["none", "paper", "caffe"]
@@ -144,41 +144,30 @@ class AlexNet(DenseHeadNetwork):
         )
 
 
-_PAPER = "Krizhevsky et al., ImageNet classification with deep convolutional neural networks"
+_variant_2012 = functools.partial(
+    make_variant,
+    AlexNet,
+    num_classes=1000,
+    input_shape=(227, 227, 3),
+    paper="Krizhevsky et al., ImageNet classification with deep convolutional neural networks",
+    year=2012,
+)
 
 VARIANTS = {
-    "alexnet_2012_2group": Variant(
-        network=AlexNet,
-        kwargs={"num_classes": 1000, "groups": 2},
-        input_shape=(227, 227, 3),
-        params=60_965_224,
-        macs=724_406_816,
-        paper=_PAPER,
-        year=2012,
-    ),
-    "alexnet_ungrouped": Variant(
-        network=AlexNet,
-        kwargs={"num_classes": 1000},
-        input_shape=(227, 227, 3),
-        params=62_378_344,
-        macs=1_135_256_096,
-        paper=_PAPER,
-        year=2012,
-    ),
-    "alexnet": Variant(
-        network=AlexNet,
-        kwargs={
-            "num_classes": 1000,
-            "features": (64, 192, 384, 256, 256),
-            "border": 2,
-            "response_norm": "none",
-            "dropout_first": True,
-            "kernel_init": torch_uniform,
-            "bias": 0.0,
-        },
+    "alexnet_2012_2group": _variant_2012(60_965_224, 724_406_816, groups=2),
+    "alexnet_ungrouped": _variant_2012(62_378_344, 1_135_256_096),
+    "alexnet": make_variant(
+        AlexNet,
+        61_100_840,
+        714_188_480,
+        num_classes=1000,
+        features=(64, 192, 384, 256, 256),
+        border=2,
+        response_norm="none",
+        dropout_first=True,
+        kernel_init=torch_uniform,
+        bias=0.0,
         input_shape=(224, 224, 3),
-        params=61_100_840,
-        macs=714_188_480,
         paper="Krizhevsky, One weird trick for parallelizing convolutional neural networks",
         year=2014,
     ),

@@ -3,7 +3,7 @@
 Two 5x5 convolutions keep their maps large, one pooling halves them once, and a dense layer on the
 1,634,432 values left has 99.9 % of the parameters. In a pyramid maps halve and features double
 from stage to stage, so that every stage but the first costs the same, and the average over each of
-the last maps takes the place of the dense layer: 1/500 of the parameters and 1/45 of the
+the last maps replaces the dense layer: 1/500 of the parameters and 1/45 of the
 multiply-adds for as many features before the classifier. Weights start as in Keras (Glorot and
 Bengio 2010, uniform; biases zero).
 """
@@ -18,7 +18,7 @@ from flax import linen as nn
 from flaxcnn.layers import Conv, max_pool
 from flaxcnn.models._images import check_images, flatten
 from flaxcnn.models._network import Network, classify, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -96,23 +96,11 @@ class PyramidCNN(Network):
         return classify(self, outputs[-1], train=train, kernel_init=glorot)
 
 
+_variant = functools.partial(make_variant, num_classes=100, input_shape=(227, 227, 3))
+
 VARIANTS = {
-    "bad_design_840m": Variant(
-        network=BadDesign,
-        kwargs={"num_classes": 100},
-        input_shape=(227, 227, 3),
-        params=837_719_780,
-        macs=44_038_793_984,
-        paper="seed notebook",
-        year=2017,
+    "bad_design_840m": _variant(
+        BadDesign, 837_719_780, 44_038_793_984, paper="a teaching example", year=2017
     ),
-    "pyramid_cnn": Variant(
-        network=PyramidCNN,
-        kwargs={"num_classes": 100},
-        input_shape=(227, 227, 3),
-        params=1_619_876,
-        macs=973_563_488,
-        paper="this project",
-        year=2026,
-    ),
+    "pyramid_cnn": _variant(PyramidCNN, 1_619_876, 973_563_488, paper="flaxcnn", year=2026),
 }

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import (
-    BatchNorm,
     Conv,
     SqueezeExcite,
     avg_pool,
@@ -23,8 +22,8 @@ from flaxcnn.layers import (
 from flaxcnn.models._conv_unit import ConvUnit
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 Pool = Literal["avg", "max"]
@@ -108,9 +107,7 @@ class BNInception(Network):
         check_images(images, 7, self)
         kernel_init = nn.initializers.lecun_uniform()  # "xavier" in Caffe
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=kernel_init)
-        norm = functools.partial(
-            BatchNorm, not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name
-        )
+        norm = make_norm(self, train)
         unit = functools.partial(ConvUnit, conv=conv, norm=norm, width=self.width)
 
         def stage1(x: Array) -> Array:
@@ -144,29 +141,20 @@ class BNInception(Network):
         )
 
 
-def _make_variant(params: int, macs: int, paper: str, year: int, **kwargs: Any) -> Variant:
-    return Variant(
-        network=BNInception,
-        kwargs={"num_classes": 1000, **kwargs},
-        input_shape=(224, 224, 3),
-        params=params,
-        macs=macs,
-        statistics=20_032,
-        paper=paper,
-        year=year,
-    )
-
+_variant = functools.partial(
+    make_variant, BNInception, statistics=20_032, num_classes=1000, input_shape=(224, 224, 3)
+)
 
 VARIANTS = {
-    "bn_inception": _make_variant(
-        11_285_224, 2_032_600_064, "Ioffe and Szegedy, Batch normalization", 2015
+    "bn_inception": _variant(
+        11_285_224, 2_032_600_064, paper="Ioffe and Szegedy, Batch normalization", year=2015
     ),
-    "se_bn_inception": _make_variant(
+    "se_bn_inception": _variant(
         11_931_622,
         2_033_239_424,
-        "Hu et al., Squeeze-and-excitation networks",
-        2017,
         se_reduction=16,
+        paper="Hu et al., Squeeze-and-excitation networks",
+        year=2017,
     ),
 }
 

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, DropPath, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, Dropout, DropPath, global_avg_pool, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
 from flaxcnn.models._residual import drop_rate
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -150,36 +150,29 @@ class Darknet53(Network):
 def _choose_layers(network: Darknet19 | Darknet53, train: bool) -> Mapping[str, Any]:
     return {
         "conv": functools.partial(Conv, use_bias=False, dtype=network.dtype, kernel_init=he_normal),
-        "norm": functools.partial(
-            BatchNorm,
-            not train,
-            momentum=network.momentum,
-            epsilon=1e-5,
-            dtype=network.dtype,
-            axis_name=network.axis_name,
-        ),
+        "norm": make_norm(network, train, momentum=network.momentum),
         "activate": functools.partial(nn.leaky_relu, negative_slope=network.negative_slope),
     }
 
 
 VARIANTS = {
-    "darknet19": Variant(
-        network=Darknet19,
-        kwargs={"num_classes": 1000},
+    "darknet19": make_variant(
+        Darknet19,
+        20_842_376,
+        2_790_989_824,
+        14_400,
+        num_classes=1000,
         input_shape=(224, 224, 3),
-        params=20_842_376,
-        macs=2_790_989_824,
-        statistics=14_400,
         paper="Redmon and Farhadi, YOLO9000: better, faster, stronger",
         year=2016,
     ),
-    "darknet53": Variant(
-        network=Darknet53,
-        kwargs={"num_classes": 1000},
+    "darknet53": make_variant(
+        Darknet53,
+        41_609_928,
+        9_285_115_904,
+        35_712,
+        num_classes=1000,
         input_shape=(256, 256, 3),
-        params=41_609_928,
-        macs=9_285_115_904,
-        statistics=35_712,
         paper="Redmon and Farhadi, YOLOv3: an incremental improvement",
         year=2018,
     ),

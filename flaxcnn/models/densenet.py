@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, Dropout, avg_pool, max_pool
+from flaxcnn.layers import Conv, Dropout, avg_pool, max_pool
 from flaxcnn.layers.barriers import compute_gradient_once
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -95,14 +95,7 @@ class DenseNet(Network):
         blocks = len(self.depths)
         check_images(images, 4 * 2 ** (blocks - 1) - 3, self)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            momentum=0.9,
-            epsilon=self.epsilon,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, epsilon=self.epsilon)
 
         def drop(name: str) -> Any:
             return functools.partial(Dropout(self.dropout, self.axis_name, name=name), train=train)
@@ -145,27 +138,23 @@ DEPTHS = {
 }
 
 
-def _make_variant(depth: int, params: int, macs: int, statistics: int, **kwargs: Any) -> Variant:
-    return Variant(
-        network=DenseNet,
-        kwargs={"num_classes": 1000, "depths": DEPTHS[depth], **kwargs},
-        input_shape=(224, 224, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper="Huang et al., Densely connected convolutional networks",
-        year=2016,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    DenseNet,
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    paper="Huang et al., Densely connected convolutional networks",
+    year=2016,
+)
 
 VARIANTS = {
-    "densenet121": _make_variant(121, 7_978_856, 2_834_161_664, 83_648),
-    "densenet161": _make_variant(
-        161, 28_681_000, 7_727_907_072, 219_936, growth=48, stem_features=96
+    "densenet121": _variant(7_978_856, 2_834_161_664, 83_648, depths=DEPTHS[121]),
+    "densenet161": _variant(
+        28_681_000, 7_727_907_072, 219_936, depths=DEPTHS[161], growth=48, stem_features=96
     ),
-    "densenet169": _make_variant(169, 14_149_480, 3_359_843_328, 158_400),
-    "densenet201": _make_variant(201, 20_013_928, 4_291_365_888, 229_056),
-    "densenet264": _make_variant(264, 33_337_704, 5_751_653_376, 398_528),
+    "densenet169": _variant(14_149_480, 3_359_843_328, 158_400, depths=DEPTHS[169]),
+    "densenet201": _variant(20_013_928, 4_291_365_888, 229_056, depths=DEPTHS[201]),
+    "densenet264": _variant(33_337_704, 5_751_653_376, 398_528, depths=DEPTHS[264]),
 }
 
 DEVIATIONS = (

@@ -7,7 +7,6 @@ as in the Caffe model `bvlc_googlenet`, and in the form with BatchNorm as in tor
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +15,6 @@ from flax import linen as nn
 from flax.typing import Dtype
 
 from flaxcnn.layers import (
-    BatchNorm,
     Conv,
     Dropout,
     adaptive_avg_pool,
@@ -27,8 +25,8 @@ from flaxcnn.layers import (
 from flaxcnn.models._conv_unit import ConvUnit
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images, flatten, normalize_to_one
-from flaxcnn.models._network import Network, Outputs, classify, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import Network, Outputs, classify, make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -143,14 +141,7 @@ class GoogLeNet(Network):
         norm = None
         if self.batch_norm:
             kernel_init = nn.initializers.normal(0.01)
-            norm = functools.partial(
-                BatchNorm,
-                not train,
-                momentum=0.9,
-                epsilon=1e-3,
-                dtype=self.dtype,
-                axis_name=self.axis_name,
-            )
+            norm = make_norm(self, train, epsilon=1e-3)
         conv = functools.partial(
             Conv,
             use_bias=not self.batch_norm,
@@ -212,34 +203,23 @@ class GoogLeNet(Network):
         return 31 if self.last_pool == 3 else 15
 
 
-def _make_variant(params: int, macs: int, statistics: int = 0, **kwargs: Any) -> Variant:
-    return Variant(
-        network=GoogLeNet,
-        kwargs={"num_classes": 1000, **kwargs},
-        input_shape=(224, 224, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper="Szegedy et al., Going deeper with convolutions",
-        year=2014,
-    )
-
-
-TORCHVISION: Mapping[str, Any] = {
-    "batch_norm": True,
-    "large_kernel": 3,
-    "last_pool": 2,
-    "adaptive_heads": True,
-    "dropout": 0.2,
-}
+_variant = functools.partial(
+    make_variant,
+    GoogLeNet,
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    paper="Szegedy et al., Going deeper with convolutions",
+    year=2014,
+)
+_torchvision = functools.partial(
+    _variant, batch_norm=True, large_kernel=3, last_pool=2, adaptive_heads=True, dropout=0.2
+)
 
 VARIANTS = {
-    "googlenet": _make_variant(6_624_904, 1_498_376_192, 14_560, **TORCHVISION),
-    "googlenet_bn_tv_aux": _make_variant(
-        13_004_888, 1_498_376_192, 15_072, auxiliary=True, **TORCHVISION
-    ),
-    "googlenet_lrn": _make_variant(6_998_552, 1_582_671_872),
-    "googlenet_aux": _make_variant(13_378_280, 1_582_671_872, auxiliary=True),
+    "googlenet": _torchvision(6_624_904, 1_498_376_192, 14_560),
+    "googlenet_bn_tv_aux": _torchvision(13_004_888, 1_498_376_192, 15_072, auxiliary=True),
+    "googlenet_lrn": _variant(6_998_552, 1_582_671_872),
+    "googlenet_aux": _variant(13_378_280, 1_582_671_872, auxiliary=True),
 }
 
 ALIASES = {"googlenet_bn_tv": "googlenet"}

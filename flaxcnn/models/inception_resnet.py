@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
+from flaxcnn.layers import Conv, DropPath, max_pool
 from flaxcnn.models._conv_unit import ConvUnit
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
 from flaxcnn.models._residual import drop_rate
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 from flaxcnn.models.inception_v4 import STEM as STEM_V4
 from flaxcnn.models.inception_v4 import Branches, start_stem
 
@@ -107,15 +107,7 @@ class InceptionResNet(Network):
         conv = functools.partial(
             Conv, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
         )
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            momentum=0.9,
-            epsilon=1e-3,
-            dtype=self.dtype,
-            use_scale=self.norm_scale,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, epsilon=1e-3, use_scale=self.norm_scale)
         unit = functools.partial(ConvUnit, conv=conv, norm=norm)
 
         def block(x: Array, kind: int, i: int, layout: str) -> Array:
@@ -184,26 +176,22 @@ class InceptionResNet(Network):
         )
 
 
-def _make_variant(plan: str, params: int, macs: int, statistics: int, **kwargs: Any) -> Variant:
-    return Variant(
-        network=InceptionResNet,
-        kwargs={"num_classes": 1000, "plan": plan, **kwargs},
-        input_shape=(299, 299, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper="Szegedy et al., Inception-v4, Inception-ResNet and the impact of residual "
-        "connections on learning",
-        year=2016,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    InceptionResNet,
+    num_classes=1000,
+    input_shape=(299, 299, 3),
+    paper="Szegedy et al., Inception-v4, Inception-ResNet and the impact of residual connections "
+    "on learning",
+    year=2016,
+)
 
 VARIANTS = {
-    "inception_resnet_v1": _make_variant("v1", 22_756_328, 6_206_361_696, 27_040),
-    "inception_resnet_v2": _make_variant(
-        "v2", 55_843_464, 13_155_794_016, 60_544, depths=(10, 20, 10)
+    "inception_resnet_v1": _variant(22_756_328, 6_206_361_696, 27_040, plan="v1"),
+    "inception_resnet_v2": _variant(
+        55_843_464, 13_155_794_016, 60_544, plan="v2", depths=(10, 20, 10)
     ),
-    "inception_resnet_v2_paper": _make_variant("v2_paper", 32_433_928, 9_257_953_632, 32_864),
+    "inception_resnet_v2_paper": _variant(32_433_928, 9_257_953_632, 32_864, plan="v2_paper"),
 }
 
 DEVIATIONS = (

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, avg_pool, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, avg_pool, global_avg_pool, max_pool
 from flaxcnn.models._conv_unit import ConvUnit
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images, normalize_to_one
-from flaxcnn.models._network import Network, Outputs, classify, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import Network, Outputs, classify, make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -181,14 +181,8 @@ class InceptionV3(Network):
             images = normalize_to_one(images)
         kernel_init = nn.initializers.truncated_normal(0.1)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=kernel_init)
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            momentum=self.norm_momentum,
-            epsilon=1e-3,
-            use_scale=self.norm_scale,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
+        norm = make_norm(
+            self, train, momentum=self.norm_momentum, epsilon=1e-3, use_scale=self.norm_scale
         )
         unit = functools.partial(ConvUnit, conv=conv, norm=norm, width=self.width)
         auxiliary = []
@@ -235,24 +229,26 @@ class InceptionV3(Network):
 PREFIXES = {"stage3": "mixed_5", "stage4": "mixed_6", "stage5": "mixed_7"}
 
 
-def _make_variant(params: int, statistics: int = 34_432, **kwargs: Any) -> Variant:
-    return Variant(
-        network=InceptionV3,
-        kwargs={"num_classes": 1000, **kwargs},
-        input_shape=(299, 299, 3),
-        params=params,
-        macs=5_713_216_096,
-        statistics=statistics,
-        paper="Szegedy et al., Rethinking the Inception architecture for computer vision",
-        year=2015,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    InceptionV3,
+    macs=5_713_216_096,
+    num_classes=1000,
+    input_shape=(299, 299, 3),
+    paper="Szegedy et al., Rethinking the Inception architecture for computer vision",
+    year=2015,
+)
 
 VARIANTS = {
-    "inception_v3": _make_variant(23_834_568, dropout=0.5),
-    "inception_v3_aux": _make_variant(27_161_264, 36_224, auxiliary=True, dropout=0.5),
-    "inception_v3_keras": _make_variant(
-        23_817_352, count_border=False, norm_scale=False, norm_momentum=0.99, dropout=0.0
+    "inception_v3": _variant(23_834_568, statistics=34_432, dropout=0.5),
+    "inception_v3_aux": _variant(27_161_264, statistics=36_224, auxiliary=True, dropout=0.5),
+    "inception_v3_keras": _variant(
+        23_817_352,
+        statistics=34_432,
+        count_border=False,
+        norm_scale=False,
+        norm_momentum=0.99,
+        dropout=0.0,
     ),
 }
 

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, avg_pool, max_pool
+from flaxcnn.layers import Conv, avg_pool, max_pool
 from flaxcnn.models._conv_unit import ConvUnit
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -105,15 +105,7 @@ class InceptionV4(Network):
         # TF-slim's choice, where the paper is silent: a normal of variance 2 / fan-in, cut at 2.
         he_normal = nn.initializers.he_normal()
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            momentum=0.9,
-            epsilon=1e-3,
-            dtype=self.dtype,
-            use_scale=self.norm_scale,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, epsilon=1e-3, use_scale=self.norm_scale)
         unit = functools.partial(ConvUnit, conv=conv, norm=norm)
         a, b, c = self.depths
 
@@ -158,13 +150,13 @@ class InceptionV4(Network):
 
 
 VARIANTS = {
-    "inception_v4": Variant(
-        network=InceptionV4,
-        kwargs={"num_classes": 1000},
+    "inception_v4": make_variant(
+        InceptionV4,
+        42_679_816,
+        12_253_974_624,
+        63_168,
+        num_classes=1000,
         input_shape=(299, 299, 3),
-        params=42_679_816,
-        macs=12_253_974_624,
-        statistics=63_168,
         paper="Szegedy et al., Inception-v4, Inception-ResNet and the impact of residual "
         "connections on learning",
         year=2016,

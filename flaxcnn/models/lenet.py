@@ -18,7 +18,7 @@ from jax import lax
 from flaxcnn.errors import UserError
 from flaxcnn.layers import Activation, Conv, avg_pool, conv, get_activation, max_pool
 from flaxcnn.models._images import check_images, flatten
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -224,42 +224,27 @@ def _per_map(values: Array, dtype: Dtype) -> Array:
     return values.astype(dtype).reshape(1, 1, 1, -1)
 
 
-_PAPER = "LeCun et al., Gradient-based learning applied to document recognition"
+_variant = functools.partial(
+    make_variant,
+    num_classes=10,
+    input_shape=(32, 32, 1),
+    paper="LeCun et al., Gradient-based learning applied to document recognition",
+    year=1998,
+)
 
 VARIANTS = {
-    "lenet5_1998": Variant(
-        network=LeNet5,
-        kwargs={"num_classes": 10},
-        input_shape=(32, 32, 1),
-        params=60_000,
-        macs=326_520,
-        paper=_PAPER,
-        year=1998,
-    ),
-    "lenet5_dense": Variant(
-        network=LeNet,
-        kwargs={"num_classes": 10, "features": (6, 16), "hidden": (120, 84), "side": 32},
-        input_shape=(32, 32, 1),
-        params=61_706,
-        macs=416_520,
-        paper=_PAPER,
-        year=1998,
-    ),
-    "lenet_caffe": Variant(
-        network=LeNet,
-        kwargs={
-            "num_classes": 10,
-            "features": (20, 50),
-            "hidden": (500,),
-            "side": 28,
-            "pool": max_pool,
-            "activation": "relu",
-            "conv_activation": "linear",
-        },
+    "lenet5_1998": _variant(LeNet5, 60_000, 326_520),
+    "lenet5_dense": _variant(LeNet, 61_706, 416_520, features=(6, 16), hidden=(120, 84), side=32),
+    "lenet_caffe": _variant(
+        LeNet,
+        431_080,
+        2_293_000,
+        features=(20, 50),
+        hidden=(500,),
+        side=28,
+        pool=max_pool,
+        activation="relu",
+        conv_activation="linear",
         input_shape=(28, 28, 1),
-        params=431_080,
-        macs=2_293_000,
-        paper=_PAPER,
-        year=1998,
     ),
 }

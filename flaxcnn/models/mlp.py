@@ -1,8 +1,10 @@
 """Multilayer perceptrons on MNIST and CIFAR-10, the baselines without convolutions.
 
-Sizes as in the notebooks this project grew from; weights start as in Keras (Glorot and Bengio
+Sizes as in teaching examples; weights start as in Keras (Glorot and Bengio
 2010, uniform; biases zero).
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from flax.typing import Dtype
 
 from flaxcnn.layers import Activation, Dropout, GaussianDropout, GaussianNoise, get_activation
 from flaxcnn.models._images import check_images, flatten
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 
 
 class MLP(nn.Module):
@@ -50,23 +52,11 @@ class MLP(nn.Module):
         return x.astype(jnp.float32)
 
 
+_variant = functools.partial(
+    make_variant, MLP, num_classes=10, paper="a teaching example", year=2017
+)
+
 VARIANTS = {
-    "mnist_mlp_512": Variant(
-        network=MLP,
-        kwargs={"num_classes": 10, "hidden": (512, 512)},
-        input_shape=(28, 28, 1),
-        params=669_706,
-        macs=668_672,
-        paper="seed notebook",
-        year=2017,
-    ),
-    "cifar_mlp": Variant(
-        network=MLP,
-        kwargs={"num_classes": 10, "hidden": (1024, 256)},
-        input_shape=(32, 32, 3),
-        params=3_411_722,
-        macs=3_410_432,
-        paper="seed notebook",
-        year=2017,
-    ),
+    "mnist_mlp_512": _variant(669_706, 668_672, hidden=(512, 512), input_shape=(28, 28, 1)),
+    "cifar_mlp": _variant(3_411_722, 3_410_432, hidden=(1024, 256), input_shape=(32, 32, 3)),
 }

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import jax
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv
+from flaxcnn.layers import Conv
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -87,14 +87,7 @@ class MobileNet(Network):
         """Maps images [N, H, W, C] to float32 logits [N, num_classes], or to a tuple of maps."""
         check_images(images, 31 if self.padding == "keras" else 1, self)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=slim_normal)
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            self.momentum,
-            self.epsilon,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, momentum=self.momentum, epsilon=self.epsilon)
         activation = nn.relu6 if self.relu6 else nn.relu
         padding = {"same": "SAME", "keras": ((0, 1), (0, 1)), "symmetric": 1}[self.padding]
 
@@ -129,18 +122,13 @@ class MobileNet(Network):
         )
 
 
-def _make_variant(params: int, macs: int, statistics: int, side: int, **kwargs: Any) -> Variant:
-    return Variant(
-        network=MobileNet,
-        kwargs={"num_classes": 1000, **kwargs},
-        input_shape=(side, side, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper="Howard et al., MobileNets: efficient convolutional networks for mobile vision",
-        year=2017,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    MobileNet,
+    num_classes=1000,
+    paper="Howard et al., MobileNets: efficient convolutional networks for mobile vision",
+    year=2017,
+)
 
 # Tables 6 and 7. Width: parameters, statistics, and for each side of the images multiply-adds.
 SIZES = {
@@ -166,20 +154,23 @@ SIZES = {
     ),
 }
 
+
 VARIANTS = {
-    f"mobilenet_v1_{width:.2f}_{side}": _make_variant(params, macs, statistics, side, width=width)
+    f"mobilenet_v1_{width:.2f}_{side}": _variant(
+        params, macs, statistics, width=width, input_shape=(side, side, 3)
+    )
     for width, (params, statistics, sides) in SIZES.items()
     for side, macs in sides.items()
 } | {
-    "mobilenetv1_100": _make_variant(
+    "mobilenetv1_100": _variant(
         4_231_976,
         568_740_352,
         21_888,
-        224,
         padding="symmetric",
         dropout=0.0,
         epsilon=1e-5,
         momentum=0.9,
+        input_shape=(224, 224, 3),
     )
 }
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import jax
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, DropPath
+from flaxcnn.layers import Conv, DropPath
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 from flaxcnn.models.mobilenet import slim_normal
 
 Array = jax.Array
@@ -88,14 +88,7 @@ class MobileNetV2(Network):
         """Maps images [N, H, W, C] to float32 logits [N, num_classes], or to a tuple of maps."""
         check_images(images, 1, self)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=slim_normal)
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            self.momentum,
-            self.epsilon,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, momentum=self.momentum, epsilon=self.epsilon)
         padding = {"symmetric": 1, "same": "SAME"}[self.padding]
         blocks = sum(repeats for _, _, repeats, _ in STAGES)
 
@@ -147,18 +140,15 @@ def round_to_eight(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
-def _make_variant(params: int, macs: int, statistics: int, side: int, **kwargs: Any) -> Variant:
-    return Variant(
-        network=MobileNetV2,
-        kwargs={"num_classes": 1000, **kwargs},
-        input_shape=(side, side, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper="Sandler et al., MobileNetV2: inverted residuals and linear bottlenecks",
-        year=2018,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    MobileNetV2,
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    paper="Sandler et al., MobileNetV2: inverted residuals and linear bottlenecks",
+    year=2018,
+)
+_keras = functools.partial(_variant, padding="same", epsilon=1e-3, momentum=0.999)
 
 # Width: parameters, statistics, and for each side of the images multiply-adds.
 SIZES = {
@@ -186,18 +176,16 @@ SIZES = {
     ),
 }
 
-KERAS = {"padding": "same", "epsilon": 1e-3, "momentum": 0.999}
-
 VARIANTS = {
-    f"mobilenet_v2_{width:.2f}_{side}": _make_variant(
-        params, macs, statistics, side, width=width, **KERAS
+    f"mobilenet_v2_{width:.2f}_{side}": _keras(
+        params, macs, statistics, width=width, input_shape=(side, side, 3)
     )
     for width, (params, statistics, sides) in SIZES.items()
     for side, macs in sides.items()
 } | {
-    "mobilenet_v2": _make_variant(3_504_872, 300_774_272, 34_112, 224),
-    "mobilenetv2_050": _make_variant(1_968_680, 97_131_840, 18_544, 224, width=0.5),
-    "mobilenetv2_140": _make_variant(6_108_776, 582_195_824, 47_936, 224, width=1.4),
+    "mobilenet_v2": _variant(3_504_872, 300_774_272, 34_112),
+    "mobilenetv2_050": _variant(1_968_680, 97_131_840, 18_544, width=0.5),
+    "mobilenetv2_140": _variant(6_108_776, 582_195_824, 47_936, width=1.4),
 }
 
 ALIASES = {"mobilenetv2_100": "mobilenet_v2"}

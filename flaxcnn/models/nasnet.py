@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.errors import UserError
-from flaxcnn.layers import BatchNorm, Conv, DepthwiseConv, Dropout, DropPath, global_avg_pool
+from flaxcnn.layers import Conv, DepthwiseConv, Dropout, DropPath, global_avg_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._nasnet_cell import (
@@ -26,8 +26,8 @@ from flaxcnn.models._nasnet_cell import (
     depthwise_he_normal,
     he_normal,
 )
-from flaxcnn.models._network import Network, Outputs, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import Network, Outputs, make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -74,14 +74,7 @@ class NASNet(Network):
         chosen = {"use_bias": False, "dtype": self.dtype}
         conv = functools.partial(Conv, kernel_init=he_normal, **chosen)
         depthwise = functools.partial(DepthwiseConv, kernel_init=depthwise_he_normal, **chosen)
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            momentum=self.momentum,
-            epsilon=1e-3,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, momentum=self.momentum, epsilon=1e-3)
         pair = functools.partial(SeparablePair, conv=conv, depthwise=depthwise, norm=norm)
         filters, done = self.features // 24, 0
         older: Array | None = None  # what the next cell sees besides its input
@@ -140,27 +133,25 @@ class NASNet(Network):
         return Outputs(logits, (other,)) if train else logits
 
 
-def _make_variant(
-    side: int, params: int, macs: int, statistics: int, border: Border, **kwargs: Any
-) -> Variant:
-    return Variant(
-        network=NASNet,
-        kwargs={"num_classes": 1000, "border": border, **kwargs},
-        input_shape=(side, side, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper="Zoph et al., Learning transferable architectures for scalable image recognition",
-        year=2017,
-    )
-
-
-_make_mobile = functools.partial(
-    _make_variant, 224, 5_289_978, 563_638_816, 36_738, cells=4, features=1056, stem_features=32
+_variant = functools.partial(
+    make_variant,
+    NASNet,
+    num_classes=1000,
+    paper="Zoph et al., Learning transferable architectures for scalable image recognition",
+    year=2017,
 )
-_make_large = functools.partial(
-    _make_variant,
-    331,
+_mobile = functools.partial(
+    _variant,
+    5_289_978,
+    563_638_816,
+    36_738,
+    cells=4,
+    features=1056,
+    stem_features=32,
+    input_shape=(224, 224, 3),
+)
+_large = functools.partial(
+    _variant,
     88_753_150,
     23_783_414_658,
     196_668,
@@ -168,14 +159,15 @@ _make_large = functools.partial(
     features=4032,
     stem_features=96,
     skip_reduction=True,
+    input_shape=(331, 331, 3),
 )
 
 VARIANTS = {
-    "nasnet_a_mobile": _make_mobile(border="zeros"),
-    "nasnet_a_large": _make_large(border="zeros"),
-    "nasnet_a_mobile_slim": _make_mobile(border="none"),
-    "nasnet_a_large_slim": _make_large(border="none"),
-    "nasnetalarge": _make_large(border="zeros_in_averages"),
+    "nasnet_a_mobile": _mobile(border="zeros"),
+    "nasnet_a_large": _large(border="zeros"),
+    "nasnet_a_mobile_slim": _mobile(border="none"),
+    "nasnet_a_large_slim": _large(border="none"),
+    "nasnetalarge": _large(border="zeros_in_averages"),
 }
 
 ALIASES = {"nasnet_mobile": "nasnet_a_mobile", "nasnet_large": "nasnet_a_large"}

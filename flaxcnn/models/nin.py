@@ -17,7 +17,7 @@ from flaxcnn.layers import Conv, Dropout, avg_pool, global_avg_pool, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._network import Network, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -99,37 +99,33 @@ def _smallest_side(blocks: tuple[MLPConv, ...]) -> int:
 
 
 VARIANTS = {
-    "nin_imagenet": Variant(
-        network=NiN,
-        kwargs={
-            "num_classes": 1000,
-            "blocks": (
-                MLPConv((96, 96, 96), 11, stride=4, std=0.01),
-                MLPConv((256, 256, 256), 5, padding=2, pool=max_pool),
-                MLPConv((384, 384, 384), 3, padding=1, pool=max_pool, std=0.01),
-                MLPConv((1024, 1024), 3, padding=1, pool=max_pool, dropout=True),
-            ),
-            "classifier_std": 0.01,
-        },
+    "nin_imagenet": make_variant(
+        NiN,
+        7_595_176,
+        1_100_188_800,
+        num_classes=1000,
+        blocks=(
+            MLPConv((96, 96, 96), 11, stride=4, std=0.01),
+            MLPConv((256, 256, 256), 5, padding=2, pool=max_pool),
+            MLPConv((384, 384, 384), 3, padding=1, pool=max_pool, std=0.01),
+            MLPConv((1024, 1024), 3, padding=1, pool=max_pool, dropout=True),
+        ),
+        classifier_std=0.01,
         input_shape=(224, 224, 3),
-        params=7_595_176,
-        macs=1_100_188_800,
         paper="Lin et al., Network in network",
         year=2013,
     ),
-    "nin_cifar10": Variant(
-        network=NiN,
-        kwargs={
-            "num_classes": 10,
-            "blocks": (
-                MLPConv((192, 160, 96), 5, padding=2),
-                MLPConv((192, 192, 192), 5, padding=2, pool=max_pool, dropout=True),
-                MLPConv((192, 192), 3, padding=1, pool=avg_pool, dropout=True),
-            ),
-        },
+    "nin_cifar10": make_variant(
+        NiN,
+        966_986,
+        222_486_528,
+        num_classes=10,
+        blocks=(
+            MLPConv((192, 160, 96), 5, padding=2),
+            MLPConv((192, 192, 192), 5, padding=2, pool=max_pool, dropout=True),
+            MLPConv((192, 192), 3, padding=1, pool=avg_pool, dropout=True),
+        ),
         input_shape=(32, 32, 3),
-        params=966_986,
-        macs=222_486_528,
         paper="Lin et al., Network in network, section 4.2",
         year=2013,
     ),

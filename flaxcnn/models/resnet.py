@@ -11,10 +11,10 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
+from flaxcnn.layers import Conv, DropPath, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
 from flaxcnn.models._residual import (
     BasicBlock,
     Bottleneck,
@@ -23,7 +23,7 @@ from flaxcnn.models._residual import (
     drop_rate,
     he_normal,
 )
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -68,14 +68,7 @@ class ResNet(Network):
         """Maps images [N, H, W, C] to float32 logits [N, num_classes], or to a tuple of maps."""
         check_images(images, 3 if self.ceil_pool else 1, self)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            momentum=0.9,
-            epsilon=self.epsilon,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, epsilon=self.epsilon)
 
         def stem(x: Array) -> Array:
             size, stride, border = (3, 1, 1) if self.cifar else (7, 2, 3)
@@ -135,57 +128,51 @@ DEPTHS = {
 }
 
 
-def _make_variant(depth: int, params: int, macs: int, statistics: int, **kwargs: Any) -> Variant:
-    return Variant(
-        network=ResNet,
-        kwargs={"num_classes": 1000, "depths": DEPTHS[depth], "bottleneck": depth >= 50, **kwargs},
-        input_shape=(224, 224, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper="He et al., Deep residual learning for image recognition",
-        year=2015,
-    )
+BY_DEPTH = {depth: {"depths": DEPTHS[depth], "bottleneck": depth >= 50} for depth in DEPTHS}
 
-
-def _make_cifar_variant(depth: int, params: int, macs: int, statistics: int) -> Variant:
-    blocks = (depth - 2) // 6  # section 4.2: 6n + 2 layers
-    return Variant(
-        network=ResNet,
-        kwargs={
-            "num_classes": 10,
-            "depths": (blocks,) * 3,
-            "features": 16,
-            "cifar": True,
-            "shortcut": "pad",
-        },
-        input_shape=(32, 32, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper="He et al., Deep residual learning for image recognition, section 4.2",
-        year=2015,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    ResNet,
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    paper="He et al., Deep residual learning for image recognition",
+    year=2015,
+)
+_cifar = functools.partial(
+    make_variant,
+    ResNet,
+    num_classes=10,
+    features=16,
+    cifar=True,
+    shortcut="pad",
+    input_shape=(32, 32, 3),
+    paper="He et al., Deep residual learning for image recognition, section 4.2",
+    year=2015,
+)
+_plain = functools.partial(_variant, shortcut="none")
+_v1 = functools.partial(_variant, stride_first=True)
 
 VARIANTS = {
-    "plain18": _make_variant(18, 11_515_688, 1_794_805_760, 7_808, shortcut="none"),
-    "plain34": _make_variant(34, 21_623_848, 3_644_493_824, 15_232, shortcut="none"),
-    "resnet18": _make_variant(18, 11_689_512, 1_814_073_344, 9_600),
-    "resnet34": _make_variant(34, 21_797_672, 3_663_761_408, 17_024),
-    "resnet34_a": _make_variant(34, 21_623_848, 3_644_493_824, 15_232, shortcut="pad"),
-    "resnet34_c": _make_variant(34, 22_716_840, 3_830_747_136, 22_784, shortcut="project_all"),
-    "resnet50": _make_variant(50, 25_557_032, 4_089_184_256, 53_120),
-    "resnet50_v1": _make_variant(50, 25_557_032, 3_857_973_248, 53_120, stride_first=True),
-    "resnet101": _make_variant(101, 44_549_160, 7_801_405_440, 105_344),
-    "resnet101_v1": _make_variant(101, 44_549_160, 7_570_194_432, 105_344, stride_first=True),
-    "resnet152": _make_variant(152, 60_192_808, 11_513_626_624, 151_424),
-    "resnet152_v1": _make_variant(152, 60_192_808, 11_282_415_616, 151_424, stride_first=True),
-    "cifar_resnet20": _make_cifar_variant(20, 269_722, 40_551_040, 1_376),
-    "cifar_resnet32": _make_cifar_variant(32, 464_154, 68_862_592, 2_272),
-    "cifar_resnet44": _make_cifar_variant(44, 658_586, 97_174_144, 3_168),
-    "cifar_resnet56": _make_cifar_variant(56, 853_018, 125_485_696, 4_064),
-    "cifar_resnet110": _make_cifar_variant(110, 1_727_962, 252_887_680, 8_096),
+    "plain18": _plain(11_515_688, 1_794_805_760, 7_808, **BY_DEPTH[18]),
+    "plain34": _plain(21_623_848, 3_644_493_824, 15_232, **BY_DEPTH[34]),
+    "resnet18": _variant(11_689_512, 1_814_073_344, 9_600, **BY_DEPTH[18]),
+    "resnet34": _variant(21_797_672, 3_663_761_408, 17_024, **BY_DEPTH[34]),
+    "resnet34_a": _variant(21_623_848, 3_644_493_824, 15_232, **BY_DEPTH[34], shortcut="pad"),
+    "resnet34_c": _variant(
+        22_716_840, 3_830_747_136, 22_784, **BY_DEPTH[34], shortcut="project_all"
+    ),
+    "resnet50": _variant(25_557_032, 4_089_184_256, 53_120, **BY_DEPTH[50]),
+    "resnet50_v1": _v1(25_557_032, 3_857_973_248, 53_120, **BY_DEPTH[50]),
+    "resnet101": _variant(44_549_160, 7_801_405_440, 105_344, **BY_DEPTH[101]),
+    "resnet101_v1": _v1(44_549_160, 7_570_194_432, 105_344, **BY_DEPTH[101]),
+    "resnet152": _variant(60_192_808, 11_513_626_624, 151_424, **BY_DEPTH[152]),
+    "resnet152_v1": _v1(60_192_808, 11_282_415_616, 151_424, **BY_DEPTH[152]),
+    # Section 4.2: 6n + 2 layers.
+    "cifar_resnet20": _cifar(269_722, 40_551_040, 1_376, depths=(3, 3, 3)),
+    "cifar_resnet32": _cifar(464_154, 68_862_592, 2_272, depths=(5, 5, 5)),
+    "cifar_resnet44": _cifar(658_586, 97_174_144, 3_168, depths=(7, 7, 7)),
+    "cifar_resnet56": _cifar(853_018, 125_485_696, 4_064, depths=(9, 9, 9)),
+    "cifar_resnet110": _cifar(1_727_962, 252_887_680, 8_096, depths=(18, 18, 18)),
 }
 
 DEVIATIONS = (

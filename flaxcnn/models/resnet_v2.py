@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
+from flaxcnn.layers import Conv, DropPath, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
 from flaxcnn.models._residual import dense_uniform, drop_rate, he_normal
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 from flaxcnn.models.resnet import DEPTHS
 
 Array = jax.Array
@@ -90,14 +90,7 @@ class ResNetV2(Network):
         """Maps images [N, H, W, C] to float32 logits [N, num_classes], or to a tuple of maps."""
         check_images(images, 1, self)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, momentum=self.momentum, epsilon=self.epsilon)
 
         def stem(x: Array) -> Array:
             return conv(self.features, 7, 2, padding=3, use_bias=self.use_bias, name="stem_conv")(x)
@@ -140,35 +133,25 @@ class ResNetV2(Network):
         return classify(self, x, train=train, kernel_init=dense_uniform, dropout=self.dropout)
 
 
-_KERAS: dict[str, Any] = {
-    "stride_last": True,
-    "use_bias": True,
-    "zero_border": True,
-    "epsilon": 1.001e-5,
-    "momentum": 0.99,
-}
-
-
-def _make_variant(depth: int, params: int, macs: int, statistics: int, **kwargs: Any) -> Variant:
-    return Variant(
-        network=ResNetV2,
-        kwargs={"num_classes": 1000, "depths": DEPTHS[depth], **kwargs},
-        input_shape=(224, 224, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper="He et al., Identity mappings in deep residual networks",
-        year=2016,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    ResNetV2,
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    paper="He et al., Identity mappings in deep residual networks",
+    year=2016,
+)
+_keras = functools.partial(
+    _variant, stride_last=True, use_bias=True, zero_border=True, epsilon=1.001e-5, momentum=0.99
+)
 
 VARIANTS = {
-    "resnet50v2": _make_variant(50, 25_568_360, 3_482_255_360, 45_440, **_KERAS),
-    "resnet101v2": _make_variant(101, 44_577_896, 7_194_476_544, 97_664, **_KERAS),
-    "resnet152v2": _make_variant(152, 60_236_904, 10_906_697_728, 143_744, **_KERAS),
-    "resnetv2_50": _make_variant(50, 25_549_352, 4_089_184_256, 45_440),
-    "resnetv2_101": _make_variant(101, 44_541_480, 7_801_405_440, 97_664),
-    "resnetv2_152": _make_variant(152, 60_185_128, 11_513_626_624, 143_744),
+    "resnet50v2": _keras(25_568_360, 3_482_255_360, 45_440, depths=DEPTHS[50]),
+    "resnet101v2": _keras(44_577_896, 7_194_476_544, 97_664, depths=DEPTHS[101]),
+    "resnet152v2": _keras(60_236_904, 10_906_697_728, 143_744, depths=DEPTHS[152]),
+    "resnetv2_50": _variant(25_549_352, 4_089_184_256, 45_440, depths=DEPTHS[50]),
+    "resnetv2_101": _variant(44_541_480, 7_801_405_440, 97_664, depths=DEPTHS[101]),
+    "resnetv2_152": _variant(60_185_128, 11_513_626_624, 143_744, depths=DEPTHS[152]),
 }
 
 ALIASES = {f"resnetv2_{depth}_timm": f"resnetv2_{depth}" for depth in (50, 101, 152)}

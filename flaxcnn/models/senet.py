@@ -11,13 +11,13 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from flaxcnn.layers import BatchNorm, Conv, DropPath, max_pool
+from flaxcnn.layers import Conv, DropPath, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
 from flaxcnn.models._residual import Bottleneck, dense_uniform, drop_rate, he_normal
-from flaxcnn.models._variant import Variant
-from flaxcnn.models.resnet import DEPTHS, ResNet
+from flaxcnn.models._variant import make_variant
+from flaxcnn.models.resnet import BY_DEPTH, DEPTHS, ResNet
 
 Array = jax.Array
 
@@ -51,9 +51,7 @@ class SENet(Network):
         """Maps images [N, H, W, C] to float32 logits [N, num_classes], or to a tuple of maps."""
         check_images(images, 3 if self.ceil_pool else 1, self)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
-        norm = functools.partial(
-            BatchNorm, not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name
-        )
+        norm = make_norm(self, train)
 
         def stem(x: Array) -> Array:
             half = self.features // 4
@@ -100,59 +98,37 @@ class SENet(Network):
         )
 
 
-PAPER = "Hu et al., Squeeze-and-excitation networks"
-
-
-def _make_variant(depth: int, params: int, macs: int, statistics: int, **kwargs: Any) -> Variant:
-    return Variant(
-        network=ResNet,
-        kwargs={
-            "num_classes": 1000,
-            "depths": DEPTHS[depth],
-            "bottleneck": True,
-            "se_reduction": 16,
-            **kwargs,
-        },
-        input_shape=(224, 224, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
-        paper=PAPER,
-        year=2017,
-    )
-
-
-def _make_senet154(**kwargs: Any) -> Variant:
-    return Variant(
-        network=SENet,
-        kwargs={"num_classes": 1000, **kwargs},
-        input_shape=(224, 224, 3),
-        params=115_088_984,
-        macs=20_688_363_520,
-        statistics=247_552,
-        paper=PAPER,
-        year=2017,
-    )
-
-
-_CAFFE: dict[str, Any] = {"stride_first": True, "ceil_pool": True}
-_GROUPS: dict[str, Any] = {"groups": 32, "group_width": 4}
-_X50: tuple[int, ...] = (50, 27_559_896, 4_232_994_816, 68_224)
-_X101: tuple[int, ...] = (101, 48_955_416, 7_974_739_968, 137_856)
+_variant = functools.partial(
+    make_variant,
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    paper="Hu et al., Squeeze-and-excitation networks",
+    year=2017,
+)
+_resnet = functools.partial(_variant, ResNet, se_reduction=16)
+_caffe = functools.partial(_resnet, stride_first=True, ceil_pool=True)
+_groups = {"groups": 32, "group_width": 4}
+_resnext50 = functools.partial(
+    _resnet, 27_559_896, 4_232_994_816, 68_224, **BY_DEPTH[50], **_groups
+)
+_resnext101 = functools.partial(
+    _resnet, 48_955_416, 7_974_739_968, 137_856, **BY_DEPTH[101], **_groups
+)
+_senet154 = functools.partial(_variant, SENet, 115_088_984, 20_688_363_520, 247_552)
 
 VARIANTS = {
-    "seresnet50": _make_variant(50, 28_088_024, 4_091_699_200, 53_120),
-    "seresnet50_v1": _make_variant(50, 28_088_024, 3_860_488_192, 53_120, **_CAFFE),
-    "seresnet101": _make_variant(101, 49_326_872, 7_806_148_608, 105_344),
-    "seresnet101_v1": _make_variant(101, 49_326_872, 7_574_937_600, 105_344, **_CAFFE),
-    "seresnet152": _make_variant(152, 66_821_848, 11_520_204_800, 151_424),
-    "seresnet152_v1": _make_variant(152, 66_821_848, 11_288_993_792, 151_424, **_CAFFE),
-    "seresnext50_32x4d": _make_variant(*_X50, **_GROUPS, ceil_pool=True),
-    "seresnext50_32x4d_timm": _make_variant(*_X50, **_GROUPS),
-    "seresnext101_32x4d": _make_variant(*_X101, **_GROUPS, ceil_pool=True),
-    "seresnext101_32x4d_timm": _make_variant(*_X101, **_GROUPS),
-    "senet154": _make_senet154(),
-    "senet154_timm": _make_senet154(ceil_pool=False, dropout=0.0),
+    "seresnet50": _resnet(28_088_024, 4_091_699_200, 53_120, **BY_DEPTH[50]),
+    "seresnet50_v1": _caffe(28_088_024, 3_860_488_192, 53_120, **BY_DEPTH[50]),
+    "seresnet101": _resnet(49_326_872, 7_806_148_608, 105_344, **BY_DEPTH[101]),
+    "seresnet101_v1": _caffe(49_326_872, 7_574_937_600, 105_344, **BY_DEPTH[101]),
+    "seresnet152": _resnet(66_821_848, 11_520_204_800, 151_424, **BY_DEPTH[152]),
+    "seresnet152_v1": _caffe(66_821_848, 11_288_993_792, 151_424, **BY_DEPTH[152]),
+    "seresnext50_32x4d": _resnext50(ceil_pool=True),
+    "seresnext50_32x4d_timm": _resnext50(),
+    "seresnext101_32x4d": _resnext101(ceil_pool=True),
+    "seresnext101_32x4d_timm": _resnext101(),
+    "senet154": _senet154(),
+    "senet154_timm": _senet154(ceil_pool=False, dropout=0.0),
 }
 
 ALIASES = {

@@ -17,7 +17,7 @@ from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._network import Network, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 Bypass = Literal["none", "simple", "complex"]
@@ -117,24 +117,21 @@ class SqueezeNet(Network):
         return global_avg_pool(nn.relu(classifier(x)))
 
 
-def _make_variant(params: int, macs: int, side: int = 224, **kwargs: Any) -> Variant:
-    return Variant(
-        network=SqueezeNet,
-        kwargs={"num_classes": 1000, **kwargs},
-        input_shape=(side, side, 3),
-        params=params,
-        macs=macs,
-        paper="Iandola et al., SqueezeNet: AlexNet-level accuracy with 50x fewer parameters",
-        year=2016,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    SqueezeNet,
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    paper="Iandola et al., SqueezeNet: AlexNet-level accuracy with 50x fewer parameters",
+    year=2016,
+)
 
 VARIANTS = {
-    "squeezenet1_0": _make_variant(1_248_424, 818_924_576),
-    "squeezenet1_0_caffe": _make_variant(1_248_424, 861_339_936, side=227, border=1),
-    "squeezenet1_0_simple_bypass": _make_variant(1_248_424, 818_924_576, bypass="simple"),
-    "squeezenet1_0_complex_bypass": _make_variant(1_589_672, 1_165_298_720, bypass="complex"),
-    "squeezenet1_1": _make_variant(
+    "squeezenet1_0": _variant(1_248_424, 818_924_576),
+    "squeezenet1_0_caffe": _variant(1_248_424, 861_339_936, border=1, input_shape=(227, 227, 3)),
+    "squeezenet1_0_simple_bypass": _variant(1_248_424, 818_924_576, bypass="simple"),
+    "squeezenet1_0_complex_bypass": _variant(1_589_672, 1_165_298_720, bypass="complex"),
+    "squeezenet1_1": _variant(
         1_235_496, 349_151_936, stem_features=64, stem_size=3, fires=(2, 2, 4)
     ),
 }

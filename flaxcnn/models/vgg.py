@@ -11,11 +11,11 @@ import jax
 from flax import linen as nn
 from flax.typing import Initializer
 
-from flaxcnn.layers import BatchNorm, Conv, max_pool
+from flaxcnn.layers import Conv, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 from flaxcnn.models.alexnet import (
     RESPONSE_NORMS,
     DenseHeadNetwork,
@@ -64,9 +64,7 @@ class VGG(DenseHeadNetwork, kw_only=True):
         check_images(images, 2 ** len(self.kernels), self)
         pool = functools.partial(max_pool, window_shape=(2, 2), strides=(2, 2))
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=self.kernel_init)
-        norm = functools.partial(
-            BatchNorm, not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name
-        )
+        norm = make_norm(self, train)
 
         def stage(x: Array, index: int) -> Array:
             if index > 1:
@@ -97,35 +95,32 @@ class VGG(DenseHeadNetwork, kw_only=True):
         )
 
 
-def _make_variant(
-    letter: str, params: int, macs: int, statistics: int = 0, **kwargs: Any
-) -> Variant:
-    return Variant(
-        network=VGG,
-        kwargs={"num_classes": 1000, "kernels": STAGES[letter], **kwargs},
+_variants = {
+    letter: functools.partial(
+        make_variant,
+        VGG,
+        num_classes=1000,
+        kernels=kernels,
         input_shape=(224, 224, 3),
-        params=params,
-        macs=macs,
-        statistics=statistics,
         paper="Simonyan, Zisserman, Very deep convolutional networks for large-scale image "
         f"recognition, configuration {letter}",
         year=2014,
     )
-
-
+    for letter, kernels in STAGES.items()
+}
 _GLOROT: dict[str, Any] = {"kernel_init": glorot_uniform, "dense_init": glorot_uniform}
 
 VARIANTS = {
-    "vgg11": _make_variant("A", 132_863_336, 7_609_090_048),
-    "vgg11_lrn": _make_variant("A", 132_863_336, 7_609_090_048, response_norm="paper", **_GLOROT),
-    "vgg13": _make_variant("B", 133_047_848, 11_308_466_176),
-    "vgg16_c": _make_variant("C", 133_638_952, 11_770_888_192, **_GLOROT),
-    "vgg16": _make_variant("D", 138_357_544, 15_470_264_320),
-    "vgg19": _make_variant("E", 143_667_240, 19_632_062_464),
-    "vgg11_bn": _make_variant("A", 132_868_840, 7_609_090_048, 5_504, batch_norm=True),
-    "vgg13_bn": _make_variant("B", 133_053_736, 11_308_466_176, 5_888, batch_norm=True),
-    "vgg16_bn": _make_variant("D", 138_365_992, 15_470_264_320, 8_448, batch_norm=True),
-    "vgg19_bn": _make_variant("E", 143_678_248, 19_632_062_464, 11_008, batch_norm=True),
+    "vgg11": _variants["A"](132_863_336, 7_609_090_048),
+    "vgg11_lrn": _variants["A"](132_863_336, 7_609_090_048, response_norm="paper", **_GLOROT),
+    "vgg13": _variants["B"](133_047_848, 11_308_466_176),
+    "vgg16_c": _variants["C"](133_638_952, 11_770_888_192, **_GLOROT),
+    "vgg16": _variants["D"](138_357_544, 15_470_264_320),
+    "vgg19": _variants["E"](143_667_240, 19_632_062_464),
+    "vgg11_bn": _variants["A"](132_868_840, 7_609_090_048, 5_504, batch_norm=True),
+    "vgg13_bn": _variants["B"](133_053_736, 11_308_466_176, 5_888, batch_norm=True),
+    "vgg16_bn": _variants["D"](138_365_992, 15_470_264_320, 8_448, batch_norm=True),
+    "vgg19_bn": _variants["E"](143_678_248, 19_632_062_464, 11_008, batch_norm=True),
 }
 
 DEVIATIONS = (

@@ -10,17 +10,11 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from flaxcnn.layers import (
-    BatchNorm,
-    Conv,
-    DropPath,
-    SeparableConv,
-    max_pool,
-)
+from flaxcnn.layers import Conv, DropPath, SeparableConv, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
+from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
 
@@ -92,14 +86,7 @@ class Xception(Network):
         chosen = {"use_bias": False, "dtype": self.dtype, "kernel_init": glorot_uniform}
         conv = functools.partial(Conv, **chosen)
         separable = functools.partial(SeparableConv, **chosen)
-        norm = functools.partial(
-            BatchNorm,
-            not train,
-            momentum=self.momentum,
-            epsilon=1e-3,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-        )
+        norm = make_norm(self, train, momentum=self.momentum, epsilon=1e-3)
 
         def scale(features: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(max(1, round(f * self.width)) for f in features)
@@ -160,13 +147,13 @@ class Xception(Network):
 
 
 VARIANTS = {
-    "xception": Variant(
-        network=Xception,
-        kwargs={"num_classes": 1000},
+    "xception": make_variant(
+        Xception,
+        22_855_952,
+        8_357_403_496,
+        54_528,
+        num_classes=1000,
         input_shape=(299, 299, 3),
-        params=22_855_952,
-        macs=8_357_403_496,
-        statistics=54_528,
         paper="Chollet, Xception: deep learning with depthwise separable convolutions",
         year=2016,
     )

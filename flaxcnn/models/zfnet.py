@@ -15,7 +15,7 @@ from flaxcnn.layers import Conv, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._network import run_block, run_stages
-from flaxcnn.models._variant import Variant
+from flaxcnn.models._variant import make_variant
 from flaxcnn.models.alexnet import (
     RESPONSE_NORMS,
     DenseHeadNetwork,
@@ -75,21 +75,18 @@ class ZFNet(DenseHeadNetwork):
         return classify_maps(self, outputs[-1], train=train, hidden=hidden)
 
 
-def _make_variant(params: int, macs: int, **kwargs: Any) -> Variant:
-    return Variant(
-        network=ZFNet,
-        kwargs={"num_classes": 1000, **kwargs},
-        input_shape=(224, 224, 3),
-        params=params,
-        macs=macs,
-        paper="Zeiler, Fergus, Visualizing and understanding convolutional networks",
-        year=2013,
-    )
-
+_variant = functools.partial(
+    make_variant,
+    ZFNet,
+    num_classes=1000,
+    input_shape=(224, 224, 3),
+    paper="Zeiler, Fergus, Visualizing and understanding convolutional networks",
+    year=2013,
+)
 
 VARIANTS = {
-    "zfnet": _make_variant(62_357_608, 1_168_032_896),
-    "zfnet_b": _make_variant(107_627_624, 2_476_704_896, features=(96, 256, 512, 1024, 512)),
+    "zfnet": _variant(62_357_608, 1_168_032_896),
+    "zfnet_b": _variant(107_627_624, 2_476_704_896, features=(96, 256, 512, 1024, 512)),
 }
 
 DEVIATIONS = (

@@ -37,7 +37,7 @@ def test_pyramid_equals_numpy():
 
 
 def test_parameters_per_layer():
-    """The sums of the source document, but for its last: 51,210 there has ten biases for 100."""
+    """The sums of shared/reference/zoo.csv, whose last once was 51,210: ten biases for 100."""
     for name, expected in {
         "bad_design_840m": [19_456, 819_328, 836_829_696, 51_300],
         "pyramid_cnn": [896, 18_496, 73_856, 295_168, 1_180_160, 51_300],

@@ -13,8 +13,8 @@ from flax import nnx
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, variant
 
-# Trainable parameters, statistics and multiply-adds, from the reference table of the project;
-# the last three networks are this project's own and are counted layer by layer in test_small_cnn.
+# Trainable parameters, statistics and multiply-adds, from shared/reference/zoo.csv;
+# the last three networks are flaxcnn's own and are counted layer by layer in test_small_cnn.
 SIZES = {
     "cats_dogs_cnn": (3_453_121, 0, 236_095_488),
     "cats_dogs_cnn_dropout": (3_453_121, 0, 236_095_488),

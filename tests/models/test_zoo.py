@@ -17,7 +17,7 @@ from flaxcnn.models import create_model, list_models, variant
 from flaxcnn.models._network import Network, feature_info
 
 with open(Path(__file__).with_name("zoo.csv")) as file:
-    TABLE = {row["name"]: row for row in csv.DictReader(file)}  # the project's reference table
+    TABLE = {row["name"]: row for row in csv.DictReader(file)}  # the reference table
     # Two rows differ from that table. Its `googlenet`, the paper's form, is `googlenet_lrn` here,
     # as the plain name is torchvision's network. The multiply-adds of `googlenet_aux` are those of
     # evaluation, as for the other networks with auxiliary classifiers, 8,372,224 fewer.

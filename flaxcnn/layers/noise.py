@@ -5,7 +5,6 @@ batch, on nothing else: one device, a batch sharded over eight, and `pmap` draw 
 All noise is drawn in float32. Noisy integers are float32.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,8 +64,7 @@ class Dropout(nn.Module):
         shared = {axis % x.ndim for axis in self.broadcast_dims}
         shape = tuple(1 if axis in shared else size for axis, size in enumerate(x.shape))
         key = self.make_rng(self.rng_collection) if rng is None else rng
-        kept = _draw(self, key, x, shape, functools.partial(_bernoulli, 1 - self.rate), 0 in shared)
-        return jnp.where(kept, x.astype(mean_dtype(x)) / (1 - self.rate), 0)
+        return _zero(self, key, x, shape, all_alike=0 in shared)
 
 
 class DropPath(nn.Module):
@@ -86,9 +84,7 @@ class DropPath(nn.Module):
         _check_rate(self)
         if not train or self.rate == 0:
             return x
-        keep, shape = 1 - self.rate, (x.shape[0], *(1 for _ in x.shape[1:]))
-        kept = _draw(self, self.make_rng("dropout"), x, shape, functools.partial(_bernoulli, keep))
-        return jnp.where(kept, x.astype(mean_dtype(x)) / keep, 0)
+        return _zero(self, self.make_rng("dropout"), x, (x.shape[0], *(1 for _ in x.shape[1:])))
 
 
 class GaussianDropout(nn.Module):
@@ -143,8 +139,17 @@ def _check_rate(layer: Dropout | DropPath | GaussianDropout) -> None:
         raise UserError(f"{type(layer).__name__}.rate is {layer.rate}, and must be in [0, 1)")
 
 
-def _bernoulli(keep: float, key: Array, shape: tuple[int, ...]) -> Array:
-    return jax.random.bernoulli(key, keep, shape)
+def _zero(
+    layer: Dropout | DropPath, key: Array, x: Array, shape: tuple[int, ...], all_alike: bool = False
+) -> Array:
+    """Zeroes values that share a place in `shape` together, and scales the rest (see `_draw`)."""
+    keep = 1 - layer.rate
+
+    def draw(key: Array, shape: tuple[int, ...]) -> Array:
+        return jax.random.bernoulli(key, keep, shape)
+
+    kept = _draw(layer, key, x, shape, draw, all_alike)
+    return jnp.where(kept, x.astype(mean_dtype(x)) / keep, 0)
 
 
 def _draw(

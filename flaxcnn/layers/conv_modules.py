@@ -1,5 +1,6 @@
 """The layers around the convolutions of `conv.py`: parameters, compute type, bias."""
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -66,19 +67,14 @@ class Conv(_Convolution):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [N, H, W, C] to [N, H', W', features]."""
-
-        def convolve(x: Array, kernel: Array) -> Array:
-            return conv(
-                x,
-                kernel,
-                strides=_or_one(self.strides),
-                padding=self.padding,
-                dilation=self.dilation,
-                input_dilation=_or_one(self.input_dilation),
-                groups=self.groups,
-                precision=self.precision,
-            )
-
+        convolve = functools.partial(
+            conv,
+            strides=_or_one(self.strides),
+            padding=self.padding,
+            dilation=self.dilation,
+            input_dilation=_or_one(self.input_dilation),
+            groups=self.groups,
+        )
         size = _kernel_size(self.kernel_size, x)
         shape = (*size, _divide(x.shape[-1], self.groups), self.features)
         return _apply(self, convolve, x, shape, self.features, self.mask)
@@ -112,20 +108,15 @@ class ConvTranspose(_Convolution):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [N, H, W, C] to [N, H', W', features]."""
-
-        def convolve(x: Array, kernel: Array) -> Array:
-            return conv_transpose(
-                x,
-                kernel,
-                strides=_or_one(self.strides),
-                padding=self.padding,
-                output_padding=self.output_padding,
-                dilation=self.dilation,
-                groups=self.groups,
-                transpose_kernel=self.transpose_kernel,
-                precision=self.precision,
-            )
-
+        convolve = functools.partial(
+            conv_transpose,
+            strides=_or_one(self.strides),
+            padding=self.padding,
+            output_padding=self.output_padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            transpose_kernel=self.transpose_kernel,
+        )
         size, channels = _kernel_size(self.kernel_size, x), x.shape[-1]
         if self.transpose_kernel:
             shape = (*size, _divide(self.features, self.groups), channels)
@@ -150,18 +141,13 @@ class DepthwiseConv(_Convolution):
     def __call__(self, x: Array) -> Array:
         """Maps [N, H, W, C] to [N, H', W', C * multiplier]."""
         channels = x.shape[-1]
-
-        def convolve(x: Array, kernel: Array) -> Array:
-            return conv(
-                x,
-                kernel,
-                strides=self.strides,
-                padding=self.padding,
-                dilation=self.dilation,
-                groups=channels,
-                precision=self.precision,
-            )
-
+        convolve = functools.partial(
+            conv,
+            strides=self.strides,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=channels,
+        )
         features = channels * self.multiplier
         shape = (*_kernel_size(self.kernel_size, x), 1, features)
         return _apply(self, convolve, x, shape, features)
@@ -207,7 +193,7 @@ class SeparableConv(_Convolution):
 
 def _apply(
     layer: _Convolution,
-    convolve: Callable[[Array, Array], Array],
+    convolve: Callable[..., Array],
     x: Array,
     kernel_shape: tuple[int, ...],
     features: int,
@@ -227,7 +213,7 @@ def _apply(
     batch = x.shape[:-image]
     if len(batch) != 1:
         x = x.reshape(math.prod(batch), *x.shape[-image:])
-    y = convolve(x, kernel)
+    y = convolve(x, kernel, precision=layer.precision)
     if bias is not None:
         y = y + broadcast_channels(bias, y)
     return y if len(batch) == 1 else y.reshape(*batch, *y.shape[1:])

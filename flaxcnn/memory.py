@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep what a training step frees for the next one."""
+"""The C library's allocator, made to keep what a training step frees for the next one."""
 
 import ctypes
 import sys
@@ -10,10 +10,8 @@ def keep_freed_memory() -> bool:
     """Lets glibc hold on to freed memory, for the life of the process; returns whether it does.
 
     XLA:CPU allocates the buffers of every call anew. Without this, glibc gets large ones from the
-    kernel and gives them back, and each step pays for millions of bytes of zeroed pages: 33 and not
-    22 ms a step of mnist_cnn_220k with batch 64, 2.1 and not 8.1 GB/s for an elementwise operation
-    on 51 MB (2 virtual CPU cores). What the process has needed at its peak it keeps. Nothing is
-    done where the C library is another one.
+    kernel and gives them back, and each step pays for zeroed pages (docs/adr/0006). What the
+    process has needed at its peak it keeps. Nothing is done where the C library is another one.
     """
     if not sys.platform.startswith("linux"):
         return False

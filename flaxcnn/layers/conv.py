@@ -1,10 +1,10 @@
 """Convolutions in one to three dimensions, channels last, fast on CPU also inside loops.
 
 XLA:CPU runs a convolution fast when it is NHWC x HWIO -> NHWC without groups. JAX writes gradients
-in other layouts and leaves it to the compiler to turn them round, which XLA:CPU does not do inside
-loops (jax#12868): there they are about a hundred times slower; grouped and depthwise ones are slow
-everywhere. So a convolution here is one of three primitives (`conv_maps.py`) that choose their form
-per platform. Values and derivatives of any order are those of `lax.conv_general_dilated`.
+in other layouts and leaves it to the compiler to transpose them, which XLA:CPU does not do inside
+loops (jax#12868); grouped and depthwise ones are slow everywhere. So a convolution here is one of
+three primitives (`conv_maps.py`) that choose their form per platform (docs/adr/0005). Values and
+derivatives of any order are those of `lax.conv_general_dilated`.
 """
 
 import operator

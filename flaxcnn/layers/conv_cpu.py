@@ -1,23 +1,23 @@
-"""The three maps of a convolution as XLA:CPU runs them fast, also inside loops.
+"""The three maps of a convolution as XLA:CPU runs them fast, also inside loops (docs/adr/0005).
 
 Which way is taken is decided at the top, in `convolve`, `input_gradient` and `kernel_gradient`,
-from the shapes alone; each way is one function below. The canonical convolution (NHWC x HWIO ->
-NHWC, without groups) is the one form that XLA:CPU gives to its fast kernel.
+from the shapes alone; each way is one function below, or in `conv_depthwise.py`. The canonical
+convolution (NHWC x HWIO -> NHWC, without groups) is the one form that XLA:CPU gives to its fast
+kernel.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcnn.layers import conv_spec
+from flaxcnn.layers import conv_depthwise, conv_spec
 from flaxcnn.layers.conv_spec import ConvSpec
+from flaxcnn.layers.conv_taps import flip_kernel, pad, see, taps, widen
 
 Array = jax.Array
 
@@ -28,7 +28,7 @@ _BLOCK_CHANNELS = 32  # groups are joined until a block has this many
 def convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
     """Images [N, *input, C], kernel [*kernel, C/groups, F] -> outputs [N, *output, F]."""
     if _is_depthwise(spec, x.shape[-1]):
-        return _depthwise_convolve(x, kernel, spec)
+        return conv_depthwise.convolve(x, kernel, spec)
     if spec.groups > 1:
         return _convolve_by_blocks(x, kernel, spec)
     if math.prod(spec.kernel_size) == 1:
@@ -39,21 +39,21 @@ def convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
 def input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
     """Outputs [N, *output, F], kernel [*kernel, C/groups, F] -> images [N, *input, C]."""
     if _is_depthwise(spec, kernel.shape[-2] * spec.groups):
-        return _depthwise_input_gradient(dy, kernel, spec)
+        return conv_depthwise.input_gradient(dy, kernel, spec)
     if spec.groups > 1:
         return _input_gradient_by_blocks(dy, kernel, spec)
     if math.prod(spec.kernel_size) == 1:
         return _pointwise_input_gradient(dy, kernel, spec)
     if max(spec.strides) > 1 and max(spec.dilation) == 1:
         return _input_gradient_by_phase(dy, kernel, spec)
-    return conv_spec.convolve(*_flip_kernel(dy, kernel, spec))
+    return conv_spec.convolve(*flip_kernel(dy, kernel, spec))
 
 
 def kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """Images [N, *input, C], outputs [N, *output, F] -> kernel [*kernel, C/groups, F]."""
     channels = x.shape[-1]
     if _is_depthwise(spec, channels):
-        return _depthwise_kernel_gradient(x, dy, spec)
+        return conv_depthwise.kernel_gradient(x, dy, spec)
     if spec.groups > 1:
         return _kernel_gradient_by_blocks(x, dy, spec)
     if max(spec.strides) > 1 and channels < _FEW_CHANNELS and max(spec.dilation) == 1:
@@ -69,52 +69,11 @@ def _is_depthwise(spec: ConvSpec, channels: int) -> bool:
     return spec.groups == channels > 1
 
 
-def _taps(spec: ConvSpec) -> Iterator[tuple[int, ...]]:
-    return itertools.product(*map(range, spec.kernel_size))
-
-
-def _pad(x: Array, spec: ConvSpec) -> Array:
-    border = [(0, 0, 0), *((low, high, 0) for low, high in spec.pads), (0, 0, 0)]
-    return lax.pad(x, jnp.zeros((), x.dtype), border)
-
-
-def _see(padded: Array, tap: tuple[int, ...], spec: ConvSpec) -> Array:
-    """What one tap of the kernel sees of the padded images: [N, *output, C]."""
-    start = [index * step for index, step in zip(tap, spec.dilation, strict=True)]
-    stop = [
-        first + (size - 1) * stride + 1
-        for first, size, stride in zip(start, spec.output_size, spec.strides, strict=True)
-    ]
-    batch, channels = padded.shape[0], padded.shape[-1]
-    return lax.slice(padded, (0, *start, 0), (batch, *stop, channels), (1, *spec.strides, 1))
-
-
-def _flip_kernel(dy: Array, kernel: Array, spec: ConvSpec) -> tuple[Array, Array, ConvSpec]:
-    """The input gradient as a convolution: outputs spread by the strides, kernel flipped.
-
-    For a depthwise kernel the swap of its last two axes is left to the caller.
-    """
-    reach = [(k - 1) * d for k, d in zip(spec.kernel_size, spec.dilation, strict=True)]
-    spread = [
-        (before - low, size - 1 + low - (out - 1) * stride, stride - 1)
-        for before, (low, _), size, out, stride in zip(
-            reach, spec.pads, spec.input_size, spec.output_size, spec.strides, strict=True
-        )
-    ]
-    dy = lax.pad(dy, jnp.zeros((), dy.dtype), [(0, 0, 0), *spread, (0, 0, 0)])
-    rank = len(spec.kernel_size)
-    kernel = jnp.flip(kernel, range(rank))
-    flipped = dataclasses.replace(
-        spec, input_size=dy.shape[1:-1], strides=(1,) * rank, pads=((0, 0),) * rank
-    )
-    return dy, kernel if spec.groups > 1 else kernel.swapaxes(-1, -2), flipped
-
-
 # Dense
 
 
 def _pointwise_convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
-    seen = _see(_pad(x, spec), (0,) * len(spec.kernel_size), spec)
+    seen = see(pad(x, spec), (0,) * len(spec.kernel_size), spec)
     return lax.dot_general(
         seen,
         kernel.reshape(kernel.shape[-2:]),
@@ -194,11 +153,10 @@ def _kernel_gradient_by_convolution(x: Array, dy: Array, spec: ConvSpec) -> Arra
     """Stride 1: images [C, *input, N] convolved with outputs [*output, N, F].
 
     XLA:CPU has two kernels for a canonical convolution, and for windows as large as these Eigen's
-    is three times as fast as YNNPACK's, which XLA prefers. YNNPACK's refuses windows with more rows
-    than the images, so the outputs get rows of zeros; XLA exchanges operands if the window is the
-    larger one, so the images' columns are padded beforehand. GFLOP/s with 2 CPU cores against one
-    product per tap: 93 and 55 at 14x14x32 -> 64 with 64 examples; with 8 examples 113 and 59 at
-    56x56x64 -> 64, 128 and 97 at 28x28x128 -> 128, 139 and 121 at 14x14x256 -> 256.
+    is faster than YNNPACK's, which XLA prefers, and than a product per tap (docs/adr/0005).
+    YNNPACK's refuses windows with more rows than the images, so the outputs get rows of zeros; XLA
+    exchanges operands if the window is the larger one, so the images' columns are padded
+    beforehand.
     """
     (low, _), (left, right) = spec.pads
     rows, reach = x.shape[1], (spec.kernel_size[0] - 1) * spec.dilation[0]
@@ -223,8 +181,7 @@ def _kernel_gradient_by_convolution(x: Array, dy: Array, spec: ConvSpec) -> Arra
 def _kernel_gradient_by_phase(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """Strided, few channels: the images' positions modulo the strides as channels, then stride 1.
 
-    GFLOP/s with 2 CPU cores against the taps of a row side by side: 68 and 32 for 7x7 / 2, 82 and
-    23 for 11x11 / 4 on 224x224x3; with many channels it multiplies too many zeros.
+    With many channels it multiplies too many zeros (docs/adr/0005).
     """
     rank, strides, channels = len(spec.strides), spec.strides, x.shape[-1]
     taps = tuple(-(-k // stride) for k, stride in zip(spec.kernel_size, strides, strict=True))
@@ -258,15 +215,15 @@ def _kernel_gradient_by_phase(x: Array, dy: Array, spec: ConvSpec) -> Array:
 def _kernel_gradient_by_taps(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """One matrix product per tap of the kernel: what the tap sees of the images, times `dy`."""
     # The barrier keeps what made the images from being computed again for every tap.
-    padded, dy = lax.optimization_barrier((_pad(x, spec), dy.reshape(-1, dy.shape[-1])))
+    padded, dy = lax.optimization_barrier((pad(x, spec), dy.reshape(-1, dy.shape[-1])))
     products = [
         lax.dot_general(
-            _see(padded, tap, spec).reshape(-1, x.shape[-1]),
+            see(padded, tap, spec).reshape(-1, x.shape[-1]),
             dy,
             (((0,), (0,)), ((), ())),
             precision=spec.precision,
         )
-        for tap in _taps(spec)
+        for tap in taps(spec)
     ]
     return jnp.stack(products).reshape(*spec.kernel_size, *products[0].shape)
 
@@ -274,14 +231,13 @@ def _kernel_gradient_by_taps(x: Array, dy: Array, spec: ConvSpec) -> Array:
 def _kernel_gradient_by_example(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """Few channels: one matrix product per example, with all taps and channels as its rows.
 
-    A product per tap would be too narrow: 2.1 and 3.5 ms at 28x28x1 -> 32 with 64 examples (with
-    the taps of a row side by side; 2 CPU cores).
+    A product per tap would be too narrow (docs/adr/0005).
     """
     count, channels = x.shape[0], x.shape[-1]
-    padded = _pad(x, spec)
+    padded = pad(x, spec)
     seen = [
-        _see(padded, tap, spec)[..., channel].reshape(count, -1)
-        for tap in _taps(spec)
+        see(padded, tap, spec)[..., channel].reshape(count, -1)
+        for tap in taps(spec)
         for channel in range(channels)
     ]
     products = lax.dot_general(
@@ -289,17 +245,14 @@ def _kernel_gradient_by_example(x: Array, dy: Array, spec: ConvSpec) -> Array:
         dy.reshape(count, -1, dy.shape[-1]),
         (((2,), (1,)), ((0,), (0,))),
         precision=spec.precision,
-        preferred_element_type=_widen(x).dtype,
+        preferred_element_type=widen(x).dtype,
     )
     return products.sum(0).astype(x.dtype).reshape(*spec.kernel_size, channels, -1)
 
 
 # Grouped: groups are joined to blocks, each a dense convolution with a kernel that is zero between
-# groups. So a NaN or an infinity in one group reaches the others of its block. 28x28x256 in 32
-# groups, 8 examples, 2 CPU cores: 8.7 ms forward in blocks of 32 channels, 6.5 of 16, 18 of 64, and
-# 9.7 as one convolution with groups, for which XLA also gathers a batch that is divided among
-# devices (xla#47945). A step of ResNeXt-50 takes 2.75 s with blocks of 32, 2.82 of 16, 3.06 of 64;
-# to compile it 53, 82 and 41 s.
+# groups. So a NaN or an infinity in one group reaches the others of its block. For one convolution
+# with groups XLA gathers a batch that is divided among devices (xla#47945; docs/adr/0005).
 
 
 def _block_groups(spec: ConvSpec, channels: int) -> int:
@@ -349,63 +302,3 @@ def _kernel_gradient_by_blocks(x: Array, dy: Array, spec: ConvSpec) -> Array:
     # A group's own channels: the diagonal of the two axes of a block's groups.
     own = jnp.stack([kernel[..., i, :, :, i, :] for i in range(size)], axis=-2)
     return own.reshape(*spec.kernel_size, width, -1)
-
-
-# Depthwise: groups of one channel, each with F/C filters. Sums of shifted products, which XLA fuses
-# into one loop over the outputs.
-
-
-def _per_channel(kernel: Array, channels: int) -> Array:
-    """[*kernel, 1, F] -> [*kernel, C, F/C]: the filters of each channel."""
-    return kernel.reshape(*kernel.shape[:-2], channels, -1)
-
-
-def _depthwise_convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
-    padded, filters = _pad(x, spec), _widen(_per_channel(kernel, x.shape[-1]))
-    terms = [
-        _widen(_see(padded, tap, spec))[..., None] * _broadcast(filters[tap], x.ndim)
-        for tap in _taps(spec)
-    ]
-    total = functools.reduce(operator.add, terms).astype(x.dtype)
-    return total.reshape(*total.shape[:-2], -1)
-
-
-def _depthwise_input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
-    spread, flipped, flipped_spec = _flip_kernel(dy, kernel, spec)
-    filters = _widen(_per_channel(flipped, spec.groups))
-    spread = spread.reshape(*spread.shape[:-1], spec.groups, -1)
-    terms = [
-        _widen(_see(spread[..., m], tap, flipped_spec))
-        * _broadcast(filters[(*tap, slice(None), m)], dy.ndim)
-        for tap in _taps(spec)
-        for m in range(filters.shape[-1])
-    ]
-    return functools.reduce(operator.add, terms).astype(dy.dtype)
-
-
-def _depthwise_kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
-    """The sums of all taps in one loop along the last axis of the positions, then the rest.
-
-    8 examples, 3x3 taps, 2 CPU cores: 6.8 ms at 56x56x144, and 87.9 with a sum per tap; 1.8 and 8.4
-    at 14x14x384.
-    """
-    padded, dy = lax.optimization_barrier((_pad(x, spec), dy))
-    dy = dy.reshape(*dy.shape[:-1], spec.groups, -1)
-    products = [_widen(_see(padded, tap, spec))[..., None] * _widen(dy) for tap in _taps(spec)]
-    zeros = (jnp.zeros((), products[0].dtype),) * len(products)
-    add = functools.partial(jax.tree.map, operator.add)
-    # Not over the examples, which may be divided among devices.
-    rows = lax.reduce(tuple(products), zeros, add, (x.ndim - 2,))
-    rows = lax.optimization_barrier(jnp.stack(rows))
-    sums = rows.sum(tuple(range(1, x.ndim - 1))).astype(x.dtype)
-    return sums.reshape(*spec.kernel_size, 1, -1)
-
-
-def _widen(x: Array) -> Array:
-    """Half precision is multiplied and summed in float32, and rounded once at the end."""
-    return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
-
-
-def _broadcast(filters: Array, ndim: int) -> Array:
-    """Leading axes of size 1, so that per-channel values meet [N, *size, C, ...]."""
-    return filters.reshape((1,) * (ndim - 1) + filters.shape)

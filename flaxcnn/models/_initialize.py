@@ -35,8 +35,8 @@ def init(model: nn.Module, key: Any, shape: Sequence[int]) -> Any:
 
     Returns what `jax.jit(model.init)` does, bit for bit, on float32 zeros [1, H, W, C] and with
     train=False if the module has that argument. `key` is a key, or a dict with one for each stream
-    of random numbers, such as "params". On 2 CPU cores with nothing compiled before, a ResNet-50
-    takes 2 s, not 5 to 9. Raises UserError if the module cannot take such images.
+    of random numbers, such as "params". docs/adr/0010 has times. Raises UserError
+    if the module cannot take such images.
     """
     has_train = "train" in inspect.signature(model.__call__).parameters
     arguments: dict[str, Any] = {"train": False} if has_train else {}

@@ -114,8 +114,8 @@ def convert(
     flat: dict[Path, Any] = {}
     if head:
         leaves = ", ".join("/".join(path[1:]) for path in sorted(head))
-        told = f"the weights are for {classes} classes, and num_classes is {kwargs['num_classes']}"
-        warnings.warn(f"{name}: {told}: {leaves} are new", stacklevel=2)
+        sizes = f"for {classes} classes, and num_classes is {kwargs['num_classes']}"
+        warnings.warn(f"{name}: the weights are {sizes}: {leaves} are new", stacklevel=2)
         flat |= _initialize(model, variant(name).input_shape, head, key)
     for path, source in read.items():
         arrays = {n: to_float32(n, tensors[n]) for n in source.their_shapes}

@@ -9,7 +9,7 @@ import numpy as np
 
 Array = np.ndarray
 
-_compile = functools.cache(re.compile)  # `re` keeps 512, NASNet has more: 3 s instead of 13
+_compile = functools.cache(re.compile)  # `re` keeps 512, and NASNet has more
 
 
 class Transform(NamedTuple):

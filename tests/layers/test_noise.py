@@ -104,11 +104,11 @@ def test_dropout_is_flaxs_by_keyword():
     def drop(layer, *arguments, **keys):
         return jax.jit(lambda x: layer.apply({}, x, *arguments, **keys))(x)
 
-    for layer, told in (
+    for layer, called in (
         (Dropout(rate=0.3, deterministic=False), ()),
         (Dropout(rate=0.3), (False,)),
     ):
-        np.testing.assert_array_equal(drop(layer, *told, rngs={"dropout": key}), noisy)
+        np.testing.assert_array_equal(drop(layer, *called, rngs={"dropout": key}), noisy)
     assert Dropout(0.3, deterministic=True).apply({}, x) is x
     assert Dropout(0.3).apply({}, x, True) is x
     other = Dropout(0.3, rng_collection="noise", broadcast_dims=(0, -2))

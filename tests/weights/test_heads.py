@@ -36,7 +36,7 @@ def test_another_number_of_classes_makes_a_new_head(resnet20):
     """The rest is the weights', the head what `init` gives from the same key."""
     model = create_model("cifar_resnet20", num_classes=7, **SHORT)
     plain = flatten(convert("cifar_resnet20", resnet20, "torchvision", **SHORT))
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning) as reported:
         found = flatten(
             convert(
                 "cifar_resnet20",
@@ -47,11 +47,11 @@ def test_another_number_of_classes_makes_a_new_head(resnet20):
                 **SHORT,
             )
         )
-    assert [str(warning.message) for warning in told] == [
+    assert [str(warning.message) for warning in reported] == [
         "cifar_resnet20: the weights are for 10 classes, and num_classes is 7: "
         "classifier/bias, classifier/kernel are new"
     ]
-    assert told[0].filename == __file__
+    assert reported[0].filename == __file__
     images = jnp.zeros((1, 32, 32, 3))
     fresh = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(3))
     head = {"params/classifier/kernel", "params/classifier/bias"}

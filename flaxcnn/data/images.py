@@ -104,21 +104,43 @@ def fit_image(image: np.ndarray, size: tuple[int, ...], resize: str, channels: i
     return image if image.ndim == 3 else image[:, :, None]
 
 
-def _resize(image: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarray:
-    scales = size[0] / image.shape[0], size[1] / image.shape[1]
+def fit_matrix(image_size: tuple[int, int], size: tuple[int, ...], resize: str) -> np.ndarray:
+    """Where `fit_image` takes the points of an image of `image_size` (height, width).
+
+    float32 [3, 3], which moves targets (`data/targets.py`): pixels from the top left corner, the
+    centre of the first one at (0.5, 0.5). It begins at the upright image, whose size `probe_image`
+    gives: coordinates noted for an image as it is stored have to be turned first.
+    """
+    if not size or tuple(image_size) == tuple(size):
+        return np.eye(3, dtype=np.float32)
+    (height, width), (down, right) = _place(image_size, (size[0], size[1]), resize)
+    y, x = height / image_size[0], width / image_size[1]
+    return np.array([[x, 0, right], [0, y, down], [0, 0, 1]], np.float32)
+
+
+def _place(
+    image_size: tuple[int, int], size: tuple[int, int], resize: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(height, width) that an image is scaled to, and how far (down, right) it then moves."""
     if resize == "stretch":
-        height, width = size
-    else:
-        scale = max(scales) if resize == "crop" else min(scales)
-        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    shrinks = height * width < image.shape[0] * image.shape[1]
+        return size, (0, 0)
+    scales = size[0] / image_size[0], size[1] / image_size[1]
+    scale = max(scales) if resize == "crop" else min(scales)
+    height, width = (max(1, round(side * scale)) for side in image_size)
+    if resize == "crop":
+        return (height, width), (-((height - size[0]) // 2), -((width - size[1]) // 2))
+    return (height, width), ((size[0] - height) // 2, (size[1] - width) // 2)
+
+
+def _resize(image: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarray:
+    before = (image.shape[0], image.shape[1])
+    (height, width), (down, right) = _place(before, size, resize)
+    shrinks = height * width < before[0] * before[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     image = cv2.resize(image, (width, height), interpolation=method)
     if resize == "crop":
-        top, left = (height - size[0]) // 2, (width - size[1]) // 2
-        return image[top : top + size[0], left : left + size[1]]
-    below, right = size[0] - height, size[1] - width
-    borders = [(below // 2, below - below // 2), (right // 2, right - right // 2), (0, 0)]
+        return image[-down : size[0] - down, -right : size[1] - right]
+    borders = [(down, size[0] - height - down), (right, size[1] - width - right), (0, 0)]
     return np.pad(image, borders[: image.ndim])
 
 

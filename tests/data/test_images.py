@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from flaxcnn.data.images import fit_image, probe_image, read_image
+from flaxcnn.data.images import fit_image, fit_matrix, probe_image, read_image
 from flaxcnn.errors import UserError
 
 WHOLE = ((), "crop", 0)  # as the file is
@@ -289,3 +289,54 @@ def test_any_size_comes_to_size(resize, shape, size):
     assert fitted.shape == (*size, 3) and fitted.dtype == np.uint8
     if resize != "pad":
         assert (fitted == 90).all()
+
+
+def draw_rectangle(shape):
+    """A white rectangle near the middle of a black image, and its corners (x, y)."""
+    height, width = shape
+    left, top, right, bottom = width * 3 // 8, height * 3 // 8, width * 5 // 8, height * 11 // 16
+    image = np.zeros((height, width, 3), np.uint8)
+    image[top:bottom, left:right] = 255
+    return image, np.array([[left, top], [right, bottom]])
+
+
+def find_rectangle(image):
+    """The corners of the bright part to a fraction of a pixel, from its centre and its sides."""
+    light = image[..., 0] / 255
+    corners = []
+    for profile in (light.max(axis=0), light.max(axis=1)):
+        centre = (profile * (np.arange(len(profile)) + 0.5)).sum() / profile.sum()
+        corners.append((centre - profile.sum() / 2, centre + profile.sum() / 2))
+    return np.transpose(corners)
+
+
+def move_points(points, matrix):
+    return (np.float64(matrix) @ np.c_[points, np.ones(len(points))].T)[:2].T
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch", "pad"])
+@pytest.mark.parametrize("shape", [(64, 64), (61, 83), (200, 120), (33, 40), (40, 33)])
+@pytest.mark.parametrize("size", [(64, 64), (47, 60), (60, 47), (61, 82)])
+def test_the_matrix_says_where_fitting_takes_a_point(resize, shape, size):
+    image, corners = draw_rectangle(shape)
+    matrix = fit_matrix(shape, size, resize)
+    assert matrix.dtype == np.float32
+    found = find_rectangle(fit_image(image, size, resize, 3))
+    np.testing.assert_allclose(move_points(corners, matrix), found, atol=0.2)
+
+
+def test_an_image_that_keeps_its_size_keeps_its_points():
+    for size in ((), (24, 32)):
+        np.testing.assert_array_equal(fit_matrix((24, 32), size, "crop"), np.eye(3))
+
+
+@pytest.mark.parametrize("orientation", [3, 5, 6])
+def test_the_matrix_begins_at_the_upright_image(tmp_path, orientation):
+    stored, _ = draw_rectangle((48, 64))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "a.png", stored, exif=exif)
+    upright = find_rectangle(TURNS[orientation](stored))
+    matrix = fit_matrix(probe_image(path)[:2], (40, 40), "pad")
+    found = find_rectangle(read_image(path, (40, 40), "pad", 3))
+    np.testing.assert_allclose(move_points(upright, matrix), found, atol=0.2)

@@ -11,7 +11,8 @@ import optax
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from flaxcnn.data.augment import for_labels, geometry, make_augment, operations, policies
+from flaxcnn.data import geometry
+from flaxcnn.data.augment import for_labels, make_augment, operations, policies
 from flaxcnn.data.augment.mixing import MixedLabels
 from flaxcnn.data.augment.operations import Warp
 from flaxcnn.data.augment.pipeline import make_transform, read_policy

@@ -1,8 +1,9 @@
 """Augmentation: pure functions of (key, image), vmapped inside the training step.
 
-`geometry`, `color`, `filters` and `resize` are what can be done to one image, without chance;
-`operations` and `policies` draw its amounts; `mixing` is about pairs of examples; `pipeline` makes
-one function of a policy from the config. `views` is about testing: several looks at one image.
+`color`, `filters`, `resize` and `data/geometry.py` are what can be done to one image, without
+chance; `operations` and `policies` draw its amounts; `mixing` is about pairs of examples;
+`pipeline` makes one function of a policy from the config. `views` is about testing: several looks
+at one image.
 """
 
 from flaxcnn.data.augment.mixing import MixedLabels, for_labels

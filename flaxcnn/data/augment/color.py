@@ -8,7 +8,7 @@ order of summation can change a bit.
 import jax
 import jax.numpy as jnp
 
-from flaxcnn.data.augment.rounding import product
+from flaxcnn.data.rounding import product
 
 Array = jax.Array
 

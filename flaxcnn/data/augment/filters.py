@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from flaxcnn.data.augment.color import blend
-from flaxcnn.data.augment.geometry import Fill, sample_image
-from flaxcnn.data.augment.rounding import product
+from flaxcnn.data.geometry import Fill, sample_image
+from flaxcnn.data.rounding import product
 
 Array = jax.Array
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from flaxcnn.data.augment.rounding import lerp, product
 from flaxcnn.data.augment.settings import check_number
+from flaxcnn.data.rounding import lerp, product
 
 Array = jax.Array
 

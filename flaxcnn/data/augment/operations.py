@@ -13,11 +13,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from flaxcnn.data.augment import color, filters, geometry
-from flaxcnn.data.augment.geometry import Array, Fill, Size
+from flaxcnn.data import geometry
+from flaxcnn.data.augment import color, filters
 from flaxcnn.data.augment.resize import resize_image
-from flaxcnn.data.augment.rounding import product, uniform
 from flaxcnn.data.augment.settings import check_fill, check_number, check_range
+from flaxcnn.data.geometry import Array, Fill, Size
+from flaxcnn.data.rounding import product, uniform
 
 
 @dataclasses.dataclass(frozen=True)

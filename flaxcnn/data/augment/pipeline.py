@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flaxcnn.data.augment import geometry
+from flaxcnn.data import geometry
 from flaxcnn.data.augment.mixing import Mix, MixedLabels, cutmix, mix_batch, mixup
 from flaxcnn.data.augment.operations import OPERATIONS, Change, Operation, Warp, with_probability
 from flaxcnn.data.augment.policies import autoaugment, randaugment, trivialaugment
-from flaxcnn.data.augment.rounding import product
 from flaxcnn.data.augment.settings import call_maker, freeze_policy, split_entry
+from flaxcnn.data.rounding import product
 from flaxcnn.errors import UserError
 
 Array = jax.Array

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn.data.augment import color, filters, geometry
-from flaxcnn.data.augment.geometry import Array, Fill
+from flaxcnn.data import geometry
+from flaxcnn.data.augment import color, filters
 from flaxcnn.data.augment.operations import Change
-from flaxcnn.data.augment.rounding import product
 from flaxcnn.data.augment.settings import check_fill, check_number
+from flaxcnn.data.geometry import Array, Fill
+from flaxcnn.data.rounding import product
 from flaxcnn.errors import UserError
 
 # By number. The first six move pixels; those up to `sharpness` have a sign.

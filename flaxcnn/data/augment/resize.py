@@ -7,8 +7,8 @@ import operator
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn.data.augment.geometry import Array, Size
-from flaxcnn.data.augment.rounding import product
+from flaxcnn.data.geometry import Array, Size
+from flaxcnn.data.rounding import product
 
 
 def resize_image(image: Array, size: Size) -> Array:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flaxcnn.data.augment.geometry import Fill
+from flaxcnn.data.geometry import Fill
 from flaxcnn.errors import UserError
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from flaxcnn.data.augment import geometry as g
+from flaxcnn.data import geometry as g
 
 HEIGHT, WIDTH = 21, 30
 STATIC = ("size", "nearest", "fill")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from flaxcnn.data.augment.rounding import lerp, product
+from flaxcnn.data.rounding import lerp, product
 
 Array = jax.Array
 Fill = str | float  # "reflect" (edge not repeated), "edge", or a constant

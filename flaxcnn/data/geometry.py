@@ -89,15 +89,27 @@ def centered(matrix: Array, size: Size) -> Array:
 
 def invert(matrix: Array) -> Array:
     """The way back. Exact for flips and moves by whole pixels."""
-    rows = [[matrix[i, j] for j in range(3)] for i in range(3)]
+    rows = _rows(matrix)
+    adjugate = make_matrix([[_cofactor(rows, j, i) for j in range(3)] for i in range(3)])
+    return adjugate / sum(product(rows[0][j], adjugate[j, 0]) for j in range(3))
 
-    def cofactor(i: int, j: int) -> Array:
-        i1, i2, j1, j2 = (i + 1) % 3, (i + 2) % 3, (j + 1) % 3, (j + 2) % 3
-        return product(rows[i1][j1], rows[i2][j2]) - product(rows[i1][j2], rows[i2][j1])
 
-    adjugate = make_matrix([[cofactor(j, i) for j in range(3)] for i in range(3)])
-    determinant = sum(product(rows[0][j], adjugate[j, 0]) for j in range(3))
-    return adjugate / determinant
+def determinant(matrix: Array) -> Array:
+    """Below 0 where the picture is mirrored; of an affine matrix, how much its area grows."""
+    rows = _rows(matrix)
+    return sum(
+        (product(rows[0][j], _cofactor(rows, 0, j)) for j in (1, 2)),
+        product(rows[0][0], _cofactor(rows, 0, 0)),
+    )
+
+
+def _rows(matrix: Array) -> list[list[Array]]:
+    return [[matrix[i, j] for j in range(3)] for i in range(3)]
+
+
+def _cofactor(rows: list[list[Array]], i: int, j: int) -> Array:
+    i1, i2, j1, j2 = (i + 1) % 3, (i + 2) % 3, (j + 1) % 3, (j + 2) % 3
+    return product(rows[i1][j1], rows[i2][j2]) - product(rows[i1][j2], rows[i2][j1])
 
 
 def _apply(matrix: Array, x: Array, y: Array) -> tuple[Array, Array]:

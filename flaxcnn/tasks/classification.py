@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcnn.data.augment import MixedLabels, for_labels
+from flaxcnn.data.augment import Mixed, for_targets
 from flaxcnn.errors import UserError
 from flaxcnn.models._network import Outputs
 from flaxcnn.tasks.classification_pictures import (
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = jax.Array
-Labels = Array | MixedLabels
+Labels = Array | Mixed
 
 _SCORES = ("precision", "recall", "f1")  # of a class in a report
 
@@ -100,7 +100,7 @@ class Classification(Task):
         logits, auxiliary = _separate(outputs)
 
         def weighted(logits: Array) -> Array:
-            return for_labels(lambda x: self._weigh(self.loss(logits, x), x), targets)
+            return for_targets(lambda x: self._weigh(self.loss(logits, x), x), targets)
 
         total = weighted(logits)
         for other in auxiliary:
@@ -119,7 +119,7 @@ class Classification(Task):
         Those of the main classifier; of mixed examples, for both labels by their shares.
         """
         logits, _ = _separate(outputs)
-        return for_labels(lambda labels: self._measure(logits, labels), targets)
+        return for_targets(lambda labels: self._measure(logits, labels), targets)
 
     def _measure(self, logits: Array, labels: Array) -> dict[str, Array]:
         predictions = self.predict(logits)["label"]

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from flaxcnn.data import geometry
-from flaxcnn.data.augment import for_labels, make_augment, operations, policies
-from flaxcnn.data.augment.mixing import MixedLabels
-from flaxcnn.data.augment.operations import Warp
+from flaxcnn.data.augment import for_targets, make_augment, operations, policies
+from flaxcnn.data.augment.kinds import Warp
+from flaxcnn.data.augment.mixing import Mixed
 from flaxcnn.data.augment.pipeline import make_transform, read_policy
 from flaxcnn.errors import UserError
 from flaxcnn.tasks import losses
@@ -33,7 +33,7 @@ def many(operation, image, count=400):
     """The operation's results on one image, for `count` keys."""
     keys = jax.random.split(jax.random.key(1), count)
     apply = make_transform([operation])
-    return np.asarray(jax.jit(jax.vmap(lambda key: apply(key, jnp.asarray(image))))(keys))
+    return np.asarray(jax.jit(jax.vmap(lambda key: apply(key, jnp.asarray(image), ())[0]))(keys))
 
 
 def test_an_example_depends_on_key_step_and_position_only():
@@ -58,7 +58,7 @@ def test_neighbouring_warps_are_one_sampling():
     drawn = [warp.draw(k, SHAPE[:2]) for warp, k in zip(chain, keys, strict=True)]
     matrix = np.linalg.multi_dot([np.asarray(m) for m in reversed(drawn)])
     expected = geometry.warp_image(image, jnp.asarray(matrix))
-    np.testing.assert_allclose(make_transform(chain)(key, image), expected, atol=1e-4)
+    np.testing.assert_allclose(make_transform(chain)(key, image, ())[0], expected, atol=1e-4)
 
 
 def test_crop_is_pad_and_cut():
@@ -229,7 +229,7 @@ def test_cutmix_shares_labels_by_pixels():
 def test_a_mixed_loss_has_the_gradient_of_the_soft_label(name):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(6, 4)).astype(np.float32)
-    mixed = MixedLabels(jnp.arange(6) % 4, jnp.asarray([1, 1, 0, 2, 3, 3]), jnp.linspace(0, 1, 6))
+    mixed = Mixed(jnp.arange(6) % 4, jnp.asarray([1, 1, 0, 2, 3, 3]), jnp.linspace(0, 1, 6))
     loss = losses.make_loss(name=name)
     soft = (
         np.eye(4)[mixed.first] * mixed.share[:, None]
@@ -245,7 +245,7 @@ def test_a_mixed_loss_has_the_gradient_of_the_soft_label(name):
             "mse": lambda: jnp.square(p - soft).mean(-1),
         }[name]().sum()
 
-    ours = jax.grad(lambda x: for_labels(lambda labels: loss(x, labels), mixed).sum())(logits)
+    ours = jax.grad(lambda x: for_targets(lambda labels: loss(x, labels), mixed).sum())(logits)
     np.testing.assert_allclose(ours, jax.grad(of_soft_labels)(logits), atol=1e-6)
 
 

@@ -14,26 +14,27 @@ from flaxcnn.data.rounding import lerp, product
 Array = jax.Array
 
 
-class MixedLabels(struct.PyTreeNode):
-    """Labels of mixed examples: `first` counts `share` (0..1), `second` the rest; each [N].
+class Mixed(struct.PyTreeNode):
+    """Targets of mixed examples: `first` counts `share` (0..1, [N]), `second` the rest.
 
     Every loss of `flaxcnn.tasks.losses` is linear in its target, or up to a constant (mse): the
-    weighted sum of the losses for the two labels has the gradient of the loss for the soft label.
+    weighted sum of the losses for the two targets has the gradient of the loss for their average.
     """
 
-    first: Array
-    second: Array
+    first: Any
+    second: Any
     share: Array
 
 
-def for_labels(function: Callable[[Array], Any], labels: Array | MixedLabels) -> Any:
-    """`function` of the labels [N]; its arrays [N] are averaged by their shares if mixed."""
-    if not isinstance(labels, MixedLabels):
-        return function(labels)
-    share = labels.share
-    return jax.tree.map(
-        lambda a, b: share * a + (1 - share) * b, function(labels.first), function(labels.second)
-    )
+def for_targets(function: Callable[[Any], Any], targets: Any) -> Any:
+    """`function` of the targets; its arrays [N, ...] are averaged by their shares if mixed."""
+    if not isinstance(targets, Mixed):
+        return function(targets)
+
+    def average(share: Array, first: Any, second: Any) -> Any:
+        return jax.tree.map(lambda a, b: share * a + (1 - share) * b, first, second)
+
+    return jax.vmap(average)(targets.share, function(targets.first), function(targets.second))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,8 @@ def _beta(key: Array, alpha: float) -> Array:
 
 
 def mix_batch(
-    mix: Mix, keys: Array, images: Array, labels: Array, axis_name: str | None = None
-) -> tuple[Array, MixedLabels]:
+    mix: Mix, keys: Array, images: Array, targets: Any, axis_name: str | None = None
+) -> tuple[Array, Mixed]:
     """Mixes each example of [N, H, W, C] with the next, the last with the first.
 
     `keys` is one per example. Under `pmap` over `axis_name` N is a device's part, and its last
@@ -102,4 +103,4 @@ def mix_batch(
         return jnp.concatenate([x[1:], first])
 
     mixed, shares = jax.vmap(mix.apply)(keys, images, following(images))
-    return mixed, MixedLabels(labels, following(labels), shares)
+    return mixed, Mixed(targets, jax.tree.map(following, targets), shares)

@@ -5,7 +5,6 @@ name they have in a policy. Amounts are uniform within their range unless said o
 the probability that anything is done at all.
 """
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -15,59 +14,11 @@ import jax.numpy as jnp
 
 from flaxcnn.data import geometry
 from flaxcnn.data.augment import color, filters
+from flaxcnn.data.augment.kinds import Change, Operation, Warp, with_probability
 from flaxcnn.data.augment.resize import resize_image
 from flaxcnn.data.augment.settings import check_fill, check_number, check_range
 from flaxcnn.data.geometry import Array, Fill, Size
 from flaxcnn.data.rounding import product, uniform
-
-
-@dataclasses.dataclass(frozen=True)
-class Warp:
-    """A geometric transform: `draw(key, (height, width))` is a matrix of `geometry`.
-
-    Neighbouring warps of a policy with equal `fill` become one; None never looks beyond the
-    borders. `aligned`: neither turns nor shears. `whole`: only flips and moves by whole pixels.
-    """
-
-    draw: Callable[[Array, Size], Array]
-    fill: Fill | None = "reflect"
-    aligned: bool = False
-    whole: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """Any other transform: `apply(key, image)`, float32 [H, W, C] in 0..1 to the same."""
-
-    apply: Callable[[Array, Array], Array]
-    needs_color: bool = False
-    keeps_size: bool = True  # if not, it is done to every image
-
-
-Operation = Warp | Change
-
-
-def with_probability(operation: Operation, p: float) -> Operation:
-    """The same operation, done with probability `p`."""
-    check_number("p", p, 0, 1)
-    if p == 1:
-        return operation
-
-    def happens(key: Array) -> Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, 1), p)
-
-    if isinstance(operation, Warp):
-
-        def draw(key: Array, size: Size) -> Array:
-            matrix = operation.draw(key, size)
-            return jnp.where(happens(key), matrix, jnp.eye(3, dtype=matrix.dtype))
-
-        return dataclasses.replace(operation, draw=draw)
-    return dataclasses.replace(
-        operation,
-        apply=lambda key, image: jnp.where(happens(key), operation.apply(key, image), image),
-    )
-
 
 # ---- Geometry
 
@@ -217,7 +168,7 @@ def elastic(sigma: float, strength: float, fill: Fill = "reflect") -> Operation:
         noise = uniform(key, -1, 1, (*image.shape[:2], 2))
         return filters.elastic(image, noise, sigma, strength, fill)
 
-    return Change(apply)
+    return Change(apply, moves=None)
 
 
 def resize(height: int, width: int) -> Operation:
@@ -227,7 +178,11 @@ def resize(height: int, width: int) -> Operation:
     """
     check_number("height", height, 1, 4096, whole=True)
     check_number("width", width, 1, 4096, whole=True)
-    return Change(lambda key, image: resize_image(image, (height, width)), keeps_size=False)
+    return Change(
+        lambda key, image: resize_image(image, (height, width)),
+        keeps_size=False,
+        moves=lambda key, size: [geometry.scaling(width / size[1], height / size[0])],
+    )
 
 
 # ---- Colours

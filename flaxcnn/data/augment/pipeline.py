@@ -15,17 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from flaxcnn.data import geometry
-from flaxcnn.data.augment.mixing import Mix, MixedLabels, cutmix, mix_batch, mixup
-from flaxcnn.data.augment.operations import OPERATIONS, Change, Operation, Warp, with_probability
+from flaxcnn.data.augment.kinds import Change, Operation, Warp, with_probability
+from flaxcnn.data.augment.mixing import Mix, cutmix, mix_batch, mixup
+from flaxcnn.data.augment.operations import OPERATIONS
 from flaxcnn.data.augment.policies import autoaugment, randaugment, trivialaugment
 from flaxcnn.data.augment.settings import call_maker, freeze_policy, split_entry
+from flaxcnn.data.geometry import Size
 from flaxcnn.data.rounding import product
+from flaxcnn.data.targets import has_places, move
 from flaxcnn.errors import UserError
 
 Array = jax.Array
 Policy = Sequence[Sequence[Any]]
-Labels = Array | MixedLabels
-Augment = Callable[[Array, Array, Array, Array], tuple[Array, Labels]]
+Augment = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
 _PURPOSE = 0x61756721  # folded into a step's key; micro-batches fold in small numbers
 
@@ -49,12 +51,13 @@ MAKERS: dict[str, Callable[..., Operation | Mix | AlternatingFlip]] = {
 
 
 def read_policy(
-    policy: Policy, channels: int | None = None, *, by_class: bool = False
+    policy: Policy, channels: int | None = None, *, by_class: bool = False, places: bool = False
 ) -> list[Any]:
     """The operations of `policy`.
 
     Raises UserError naming the first entry that is wrong, that needs colour where the images have
-    one channel, or, `by_class`, that cannot be done to the images of some classes only.
+    one channel, that cannot be done to the images of some classes only (`by_class`), or that
+    cannot take along what has a place in the image (`places`).
     """
     operations = []
     for index, entry in enumerate(freeze_policy(policy)):
@@ -68,6 +71,8 @@ def read_policy(
                 raise UserError(f"nothing can follow {policy[index - 1][0]}")
             if by_class and not _keeps_to_its_image(operation):
                 raise UserError("cannot be for data.augment_classes only")
+            if places and not _takes_places_along(operation):
+                raise UserError("cannot take boxes, keypoints or masks along")
         except UserError as error:
             raise UserError(f"data.augment[{index}] {entry!r}: {error}") from None
         operations.append(operation)
@@ -76,6 +81,12 @@ def read_policy(
 
 def _keeps_to_its_image(operation: Operation | Mix | AlternatingFlip) -> bool:
     return isinstance(operation, Warp) or (isinstance(operation, Change) and operation.keeps_size)
+
+
+def _takes_places_along(operation: Operation | Mix | AlternatingFlip) -> bool:
+    if isinstance(operation, Change):
+        return operation.moves is not None
+    return not isinstance(operation, Mix)
 
 
 def _read_entry(entry: Any) -> Operation | Mix | AlternatingFlip:
@@ -96,7 +107,7 @@ def augmented_shape(policy: Policy, image_shape: Sequence[int]) -> tuple[int, ..
     operations = read_policy(policy, channels=image_shape[-1])
     transform = make_transform([o for o in operations if isinstance(o, Warp | Change)])
     image = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32)
-    return jax.eval_shape(transform, jax.random.key(0), image).shape
+    return jax.eval_shape(transform, jax.random.key(0), image, ())[0].shape
 
 
 def make_augment(
@@ -107,20 +118,25 @@ def make_augment(
     *,
     classes: Sequence[int] = (),
 ) -> Augment:
-    """(root key, step, images uint8 [N, H, W, C], labels [N]) -> images float32 in 0..1, labels.
+    """(root key, step, images uint8 [N, H, W, C], targets) -> images float32 in 0..1, targets.
 
+    Targets are any pytree with a leading axis N; what of them has a place in the image
+    (`data/targets.py`) moves with it. Mixing makes `Mixed` of them.
     What happens to an example depends on the key, the step and its position in the global batch:
     bit for bit however the batch is divided, but for the last bit after chains of many warps, where
     the compiler's choices still show (measured: 6e-7 after twelve).
-    With `classes`, only images of these labels are changed. Under `pmap`, `axis_name` is the mapped
-    axis. Raises UserError as `read_policy`.
+    With `classes`, only images of these labels are changed, and targets are labels int32 [N]. Under
+    `pmap`, `axis_name` is the mapped axis. Raises UserError as `read_policy`; for targets with
+    places when it is traced.
     """
     operations = read_policy(policy, channels=image_shape[-1], by_class=bool(classes))
     alternate = bool(operations) and isinstance(operations[0], AlternatingFlip)
     mix = operations[-1] if operations and isinstance(operations[-1], Mix) else None
     transform = make_transform([o for o in operations if isinstance(o, Warp | Change)])
 
-    def augment(key: Array, step: Array, images: Array, labels: Array) -> tuple[Array, Labels]:
+    def augment(key: Array, step: Array, images: Array, targets: Any) -> tuple[Array, Any]:
+        if has_places(targets):
+            read_policy(policy, places=True)
         key = jax.random.fold_in(jax.random.fold_in(key, step), _PURPOSE)
         positions = jnp.arange(len(images))
         if axis_name is not None:
@@ -129,29 +145,45 @@ def make_augment(
         if alternate:
             flipped = (jax.vmap(_starts_flipped)(images) + step // steps_per_epoch) % 2 == 1
             images = jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
+            targets = _flip_targets(flipped, targets, (images.shape[1], images.shape[2]))
         plain = product(images.astype(jnp.float32), 1 / 255)
-        images = jax.vmap(transform)(keys, plain)
+        images, targets = jax.vmap(transform)(keys, plain, targets)
         if classes:
-            chosen = (labels[:, None] == jnp.asarray(classes)[None]).any(axis=1)
+            chosen = (_labels(targets)[:, None] == jnp.asarray(classes)[None]).any(axis=1)
             images = jnp.where(chosen[:, None, None, None], images, plain)
         if mix is None:
-            return images, labels
+            return images, targets
         keys = jax.vmap(lambda k: jax.random.fold_in(k, len(operations)))(keys)
-        return mix_batch(mix, keys, images, labels, axis_name)
+        return mix_batch(mix, keys, images, targets, axis_name)
 
     return augment
 
 
-def make_transform(operations: Sequence[Operation]) -> Callable[[Array, Array], Array]:
-    """(key, image float32 [H, W, C] in 0..1) -> the image after `operations`, in 0..1."""
+def _labels(targets: Any) -> Array:
+    if not hasattr(targets, "ndim") or targets.ndim != 1:
+        raise UserError("data.augment_classes is for targets that are one label per image")
+    return targets
+
+
+def _flip_targets(flipped: Array, targets: Any, size: Size) -> Any:
+    """`targets` of [N] images of `size`, moved with those that are exchanged left and right."""
+    if not has_places(targets):
+        return targets
+    mirror = geometry.centered(geometry.scaling(-1, 1), size)
+    matrices = jnp.where(flipped[:, None, None], mirror[None], jnp.eye(3)[None])
+    return jax.vmap(lambda target, matrix: move(target, matrix, size))(targets, matrices)
+
+
+def make_transform(operations: Sequence[Operation]) -> Callable[..., tuple[Array, Any]]:
+    """(key, image float32 [H, W, C] in 0..1, its targets) -> both after `operations`."""
     stages = _warps_together(operations)
 
-    def transform(key: Array, image: Array) -> Array:
+    def transform(key: Array, image: Array, targets: Any) -> tuple[Array, Any]:
         count = itertools.count()
         for stage in stages:
             keys = [jax.random.fold_in(key, next(count)) for _ in stage]
-            image = _apply(stage, keys, image)
-        return image
+            image, targets = _apply(stage, keys, image, targets)
+        return image, targets
 
     return transform
 
@@ -174,16 +206,28 @@ def _warps_together(operations: Sequence[Operation]) -> list[list[Operation]]:
     return stages
 
 
-def _apply(stage: list[Operation], keys: list[Array], image: Array) -> Array:
-    """One operation, or several warps by a single sampling of the image."""
-    if isinstance(stage[0], Change):
-        return stage[0].apply(keys[0], image)
-    warps = [operation for operation in stage if isinstance(operation, Warp)]
+def _apply(
+    stage: list[Operation], keys: list[Array], image: Array, targets: Any
+) -> tuple[Array, Any]:
+    """One operation, or several warps by a single sampling of the image.
+
+    Targets move once per sampling, too: what the first took out, the second cannot bring back.
+    """
     size = (image.shape[0], image.shape[1])
+    if isinstance(stage[0], Change):
+        change, key = stage[0], keys[0]
+        image = change.apply(key, image)
+        if has_places(targets):
+            assert change.moves is not None  # by read_policy
+            for matrix in change.moves(key, size):
+                targets = move(targets, matrix, (image.shape[0], image.shape[1]))
+        return image, targets
+    warps = [operation for operation in stage if isinstance(operation, Warp)]
     matrix = geometry.compose(*(w.draw(key, size) for w, key in zip(warps, keys, strict=True)))
     fill = next((warp.fill for warp in warps if warp.fill is not None), "edge")
     sample = geometry.warp_axes if all(warp.aligned for warp in warps) else geometry.warp_image
-    return sample(image, matrix, nearest=all(warp.whole for warp in warps), fill=fill)
+    image = sample(image, matrix, nearest=all(warp.whole for warp in warps), fill=fill)
+    return image, move(targets, matrix, size)
 
 
 def _starts_flipped(image: Array) -> Array:

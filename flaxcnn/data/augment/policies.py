@@ -6,6 +6,7 @@ one is kept.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,9 @@ import numpy as np
 
 from flaxcnn.data import geometry
 from flaxcnn.data.augment import color, filters
-from flaxcnn.data.augment.operations import Change
+from flaxcnn.data.augment.kinds import Change
 from flaxcnn.data.augment.settings import check_fill, check_number
-from flaxcnn.data.geometry import Array, Fill
+from flaxcnn.data.geometry import Array, Fill, Size
 from flaxcnn.data.rounding import product
 from flaxcnn.errors import UserError
 
@@ -57,14 +58,9 @@ _USUAL = Strengths()
 _WIDE = Strengths(0.99, translate_pixels=32, rotate=135, enhance=0.99, bits=6)
 
 
-def apply_operation(
-    image: Array, number: Array, level: Array, strengths: Strengths, fill: Fill
-) -> Array:
-    """Operation `number` of NAMES at `level`, in -1..1 if it has a sign, else in 0..1.
-
-    Translations are by whole pixels and warps take the nearest pixel, as in the policies' papers.
-    """
-    height, width, _ = image.shape
+def operation_matrix(number: Array, level: Array, size: Size, strengths: Strengths) -> Array:
+    """How operation `number` at `level` moves what is in an image of `size`: see below."""
+    height, width = size
 
     def amount(name: str, most: float) -> Array:
         return jnp.where(number == _NUMBER[name], level * most, 0.0)
@@ -81,9 +77,18 @@ def apply_operation(
         jnp.trunc(amount("translate_x", across)), jnp.trunc(amount("translate_y", down))
     )
     turn = geometry.rotation(amount("rotate", strengths.rotate))
-    matrix = geometry.compose(slant, move, geometry.centered(turn, (height, width)))
-    image = geometry.warp_image(image, matrix, nearest=True, fill=fill)
+    return geometry.compose(slant, move, geometry.centered(turn, size))
 
+
+def apply_operation(
+    image: Array, number: Array, level: Array, strengths: Strengths, fill: Fill
+) -> Array:
+    """Operation `number` of NAMES at `level`, in -1..1 if it has a sign, else in 0..1.
+
+    Translations are by whole pixels and warps take the nearest pixel, as in the policies' papers.
+    """
+    matrix = operation_matrix(number, level, (image.shape[0], image.shape[1]), strengths)
+    image = geometry.warp_image(image, matrix, nearest=True, fill=fill)
     factor = 1 + product(level, strengths.enhance)
     bits = 8 - jnp.round(jnp.abs(level) * strengths.bits).astype(jnp.int32)
     return jax.lax.switch(
@@ -109,6 +114,22 @@ def _signed(key: Array, number: Array, level: Array) -> Array:
     return jnp.where(negative, -level, level)
 
 
+def _in_turn(
+    draw: Callable[[Array], Iterator[tuple[Array, Array]]], strengths: Strengths, fill: Fill
+) -> Change:
+    """The operations that `draw(key)` yields, as (number, level), one after the other."""
+
+    def apply(key: Array, image: Array) -> Array:
+        for number, level in draw(key):
+            image = apply_operation(image, number, level, strengths, fill)
+        return image
+
+    def moves(key: Array, size: Size) -> list[Array]:
+        return [operation_matrix(*drawn, size, strengths) for drawn in draw(key)]
+
+    return Change(apply, moves=moves)
+
+
 def randaugment(count: int = 2, magnitude: float = 9, fill: Fill = 0.5) -> Change:
     """`count` operations, one after the other, each at `magnitude` of 0..30 (Cubuk 2020).
 
@@ -118,28 +139,26 @@ def randaugment(count: int = 2, magnitude: float = 9, fill: Fill = 0.5) -> Chang
     check_number("magnitude", magnitude, 0, 30)
     fill = check_fill(fill)
 
-    def apply(key: Array, image: Array) -> Array:
+    def draw(key: Array) -> Iterator[tuple[Array, Array]]:
         for layer in range(count):
             which, sign = jax.random.split(jax.random.fold_in(key, layer))
             number = jax.random.randint(which, (), 0, _NUMBER["invert"])
-            level = _signed(sign, number, jnp.asarray(magnitude / 30, jnp.float32))
-            image = apply_operation(image, number, level, _USUAL, fill)
-        return image
+            yield number, _signed(sign, number, jnp.asarray(magnitude / 30, jnp.float32))
 
-    return Change(apply)
+    return _in_turn(draw, _USUAL, fill)
 
 
 def trivialaugment(fill: Fill = 0.5) -> Change:
     """One operation at a random strength, of 31 (Müller 2021, "wide" ranges)."""
     fill = check_fill(fill)
 
-    def apply(key: Array, image: Array) -> Array:
+    def draw(key: Array) -> Iterator[tuple[Array, Array]]:
         which, strength, sign = jax.random.split(key, 3)
         number = jax.random.randint(which, (), 0, _NUMBER["invert"])
         level = jax.random.randint(strength, (), 0, 31) / 30
-        return apply_operation(image, number, _signed(sign, number, level), _WIDE, fill)
+        yield number, _signed(sign, number, level)
 
-    return Change(apply)
+    return _in_turn(draw, _WIDE, fill)
 
 
 def autoaugment(dataset: str = "imagenet", fill: Fill = 0.5) -> Change:
@@ -155,17 +174,16 @@ def autoaugment(dataset: str = "imagenet", fill: Fill = 0.5) -> Change:
     chances = np.array([[p for _, p, _ in pair] for pair in pairs], np.float32)
     levels = np.array([[level / 9 for _, _, level in pair] for pair in pairs], np.float32)
 
-    def apply(key: Array, image: Array) -> Array:
+    def draw(key: Array) -> Iterator[tuple[Array, Array]]:
         pair = jax.random.randint(key, (), 0, len(pairs))
         for i in range(2):
             happens, sign = jax.random.split(jax.random.fold_in(key, 1 + i))
             chance, level = jnp.asarray(chances)[pair, i], jnp.asarray(levels)[pair, i]
             number = jnp.asarray(numbers)[pair, i]
             number = jnp.where(jax.random.bernoulli(happens, chance), number, 0)
-            image = apply_operation(image, number, _signed(sign, number, level), _USUAL, fill)
-        return image
+            yield number, _signed(sign, number, level)
 
-    return Change(apply)
+    return _in_turn(draw, _USUAL, fill)
 
 
 def read_table(table: str) -> list[list[tuple[str, float, int]]]:

@@ -81,12 +81,16 @@ def read_views(
     entries: Sequence[Sequence[Any]],
     image_shape: Sequence[int] | None = None,
     field: str = "data.views",
+    *,
+    places: bool = False,
 ) -> list[View]:
     """The views that `entries` stand for, for images of `image_shape` (H, W, C); [] for none.
 
     Raises UserError naming the first entry that is wrong, or, if the shape is given, that such
-    images do not have.
+    images do not have; for any entry where targets have `places` in the image.
     """
+    if entries and places:
+        raise UserError(f"{field}: what is found in several views has no one place to be averaged")
     views = [View(1.0, lambda images: images)] if entries else []
     for index, entry in enumerate(freeze_policy(entries)):
         try:

@@ -1,0 +1,132 @@
+"""Targets that have a place in the image, and how they move with it.
+
+The targets of an example are a pytree. Its nodes of the classes below are in pixels of the image:
+`move` takes them along when the image is warped, and leaves anything else (a label) as it is. In a
+batch every array has a leading axis N; what is written here is of one example, to be vmapped.
+
+Shapes do not depend on the example: what an image has fewer of is filled up with zeros, and a bool
+says what counts. What leaves the image stops counting, and its place becomes zeros too, which no
+arithmetic can make infinite. Coordinates and matrices are those of `data/geometry.py`: x to the
+right and y down from the top left corner, the centre of the first pixel at (0.5, 0.5).
+"""
+
+from typing import Any, Protocol, Self, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from flaxcnn.data import geometry
+from flaxcnn.data.geometry import Array, Size
+from flaxcnn.data.rounding import product
+
+IGNORED = 255  # the class of a mask's pixels that are not known
+LEAST_SIDE = 1.0  # pixels; of a box that counts
+
+
+@runtime_checkable
+class Place(Protocol):
+    """A node of targets that moves with its image."""
+
+    def moved(self, matrix: Array, size: Size) -> Self:
+        """Where `matrix` takes it, in an output of `size` (height, width)."""
+        ...
+
+
+class Boxes(struct.PyTreeNode):
+    """Up to M boxes around objects.
+
+    A box with a side below 1 pixel after moving is no longer valid, as with torchvision's
+    `v2.SanitizeBoundingBoxes`; how much of the object was cut off plays no part, as there and, by
+    default (min_visibility=0), in albumentations.
+    """
+
+    boxes: Array  # float32 [M, 4]: left, top, right, bottom in pixels
+    valid: Array  # bool [M]
+    labels: Array  # int32 [M]
+    crowd: Array | None = None  # bool [M]: around many objects (COCO's iscrowd)
+    area: Array | None = None  # float32 [M]: pixels that the object covers, which COCO sorts by
+
+    def moved(self, matrix: Array, size: Size) -> Self:
+        """The smallest boxes around the warped corners, cut at the borders."""
+        height, width = size
+        whole = geometry.warp_boxes(self.boxes, matrix)
+        cut = jnp.clip(whole, 0, jnp.asarray([[width, height, width, height]], jnp.float32))
+        sides = cut[:, 2:] - cut[:, :2]
+        valid = self.valid & (sides >= LEAST_SIDE).all(axis=-1)
+        area = self.area
+        if area is not None:
+            area = jnp.where(valid, area * _area_factor(self.boxes, matrix, whole, sides), 0)
+        return self.replace(boxes=jnp.where(valid[:, None], cut, 0), valid=valid, area=area)
+
+
+def _area_factor(boxes: Array, matrix: Array, whole: Array, sides: Array) -> Array:
+    """What warping does to an area at each box's centre, times the share of the box left, [M]."""
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    depth = product(matrix[2, 0], x) + product(matrix[2, 1], y) + matrix[2, 2]
+    before = (whole[:, 2:] - whole[:, :2]).prod(axis=-1)
+    share = sides.prod(axis=-1) / jnp.where(before > 0, before, 1)
+    return share * jnp.abs(geometry.determinant(matrix) / depth**3)  # the Jacobian's determinant
+
+
+class Keypoints(struct.PyTreeNode):
+    """K named points, as the joints of a body.
+
+    Where the image is mirrored, the two points of each of `pairs` are exchanged: what was a left
+    hand looks like a right one.
+    """
+
+    points: Array  # float32 [K, 2]: (x, y) in pixels
+    visible: Array  # bool [K]: known, and inside the image
+    pairs: tuple[tuple[int, int], ...] = struct.field(pytree_node=False, default=())
+
+    def moved(self, matrix: Array, size: Size) -> Self:
+        """The points; those outside, though not those on the border, are no longer visible."""
+        height, width = size
+        points, visible = geometry.warp_points(self.points, matrix), self.visible
+        if self.pairs:
+            order = np.arange(len(self.points))
+            for a, b in self.pairs:
+                order[[a, b]] = order[[b, a]]
+            mirrored = geometry.determinant(matrix) < 0
+            points = jnp.where(mirrored, points[order], points)
+            visible = jnp.where(mirrored, visible[order], visible)
+        inside = (points >= 0) & (points <= jnp.asarray([[width, height]], jnp.float32))
+        visible &= inside.all(axis=-1)
+        return self.replace(points=jnp.where(visible[:, None], points, 0), visible=visible)
+
+
+class Mask(struct.PyTreeNode):
+    """A class for each pixel."""
+
+    classes: Array  # uint8 [H, W]; 255 is ignored
+
+    def moved(self, matrix: Array, size: Size) -> Self:
+        """Each pixel takes the class of the nearest one; beyond the borders it is `IGNORED`."""
+        warped = geometry.warp_image(
+            self.classes[..., None], matrix, size=size, nearest=True, fill=IGNORED
+        )
+        return self.replace(classes=warped[..., 0])
+
+
+def move(targets: Any, matrix: Array, size: Size) -> Any:
+    """The targets of one example, any pytree, where `matrix` takes them.
+
+    `matrix` is float32 [3, 3], as of `data/geometry.py` and `images.fit_matrix`; `size` is
+    (height, width) of the image it makes. Nodes without a place stay as they are.
+    """
+    return jax.tree.map(
+        lambda node: node.moved(matrix, size) if isinstance(node, Place) else node,
+        targets,
+        is_leaf=_is_place,
+    )
+
+
+def has_places(targets: Any) -> bool:
+    """Whether anything in `targets` moves with the image."""
+    return any(map(_is_place, jax.tree.leaves(targets, is_leaf=_is_place)))
+
+
+def _is_place(node: Any) -> bool:
+    return isinstance(node, Place)

@@ -116,24 +116,26 @@ def viewed_shape(views: Sequence[View], image_shape: Sequence[int]) -> tuple[int
     return shape[1:]
 
 
-def average_over(
-    views: Sequence[View], function: Callable[[Array], Array]
-) -> Callable[[Array], Array]:
-    """`function`, images to float32 logits [N, outputs], averaged over `views` with their weights.
+def average_over(views: Sequence[View], function: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """`function`, images to a pytree of arrays [N, ...], averaged over `views` with their weights.
 
-    It is the logits that are averaged, as in Jordan 2024; Krizhevsky 2012 averages probabilities.
-    One view is computed at a time, so that memory and compilation are those of one. Without views,
-    `function` itself.
+    Of logits it is these that are averaged, as in Jordan 2024; Krizhevsky 2012 averages
+    probabilities. One view is computed at a time, so that memory and compilation are those of one.
+    Without views, `function` itself.
     """
     if not views:
         return function
     shows = [view.show for view in views]
 
-    def average(images: Array) -> Array:
-        logits = jax.lax.map(
+    def average(images: Array) -> Any:
+        outputs = jax.lax.map(
             lambda index: function(jax.lax.switch(index, shows, images)), jnp.arange(len(views))
         )
-        weights = jnp.asarray([view.weight for view in views], logits.dtype)
-        return (logits * weights[:, None, None]).sum(axis=0)
+
+        def weigh(x: Array) -> Array:
+            weights = jnp.asarray([view.weight for view in views], x.dtype)
+            return (x * weights.reshape(-1, *(1,) * (x.ndim - 1))).sum(axis=0)
+
+        return jax.tree.map(weigh, outputs)
 
     return average

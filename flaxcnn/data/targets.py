@@ -24,6 +24,8 @@ from flaxcnn.data.rounding import product
 IGNORED = 255  # the class of a mask's pixels that are not known
 LEAST_SIDE = 1.0  # pixels; of a box that counts
 
+Leaf = Array | np.ndarray  # NumPy's where targets are read
+
 
 @runtime_checkable
 class Place(Protocol):
@@ -42,22 +44,23 @@ class Boxes(struct.PyTreeNode):
     default (min_visibility=0), in albumentations.
     """
 
-    boxes: Array  # float32 [M, 4]: left, top, right, bottom in pixels
-    valid: Array  # bool [M]
-    labels: Array  # int32 [M]
-    crowd: Array | None = None  # bool [M]: around many objects (COCO's iscrowd)
-    area: Array | None = None  # float32 [M]: pixels that the object covers, which COCO sorts by
+    boxes: Leaf  # float32 [M, 4]: left, top, right, bottom in pixels
+    valid: Leaf  # bool [M]
+    labels: Leaf  # int32 [M]
+    crowd: Leaf | None = None  # bool [M]: around many objects (COCO's iscrowd)
+    area: Leaf | None = None  # float32 [M]: pixels that the object covers, which COCO sorts by
 
     def moved(self, matrix: Array, size: Size) -> Self:
         """The smallest boxes around the warped corners, cut at the borders."""
         height, width = size
-        whole = geometry.warp_boxes(self.boxes, matrix)
+        boxes = jnp.asarray(self.boxes)
+        whole = geometry.warp_boxes(boxes, matrix)
         cut = jnp.clip(whole, 0, jnp.asarray([[width, height, width, height]], jnp.float32))
         sides = cut[:, 2:] - cut[:, :2]
         valid = self.valid & (sides >= LEAST_SIDE).all(axis=-1)
         area = self.area
         if area is not None:
-            area = jnp.where(valid, area * _area_factor(self.boxes, matrix, whole, sides), 0)
+            area = jnp.where(valid, area * _area_factor(boxes, matrix, whole, sides), 0)
         return self.replace(boxes=jnp.where(valid[:, None], cut, 0), valid=valid, area=area)
 
 
@@ -77,14 +80,15 @@ class Keypoints(struct.PyTreeNode):
     hand looks like a right one.
     """
 
-    points: Array  # float32 [K, 2]: (x, y) in pixels
-    visible: Array  # bool [K]: known, and inside the image
+    points: Leaf  # float32 [K, 2]: (x, y) in pixels
+    visible: Leaf  # bool [K]: known, and inside the image
     pairs: tuple[tuple[int, int], ...] = struct.field(pytree_node=False, default=())
 
     def moved(self, matrix: Array, size: Size) -> Self:
         """The points; those outside, though not those on the border, are no longer visible."""
         height, width = size
-        points, visible = geometry.warp_points(self.points, matrix), self.visible
+        points = geometry.warp_points(jnp.asarray(self.points), matrix)
+        visible = jnp.asarray(self.visible)
         if self.pairs:
             order = np.arange(len(self.points))
             for a, b in self.pairs:
@@ -100,13 +104,12 @@ class Keypoints(struct.PyTreeNode):
 class Mask(struct.PyTreeNode):
     """A class for each pixel."""
 
-    classes: Array  # uint8 [H, W]; 255 is ignored
+    classes: Leaf  # uint8 [H, W]; 255 is ignored
 
     def moved(self, matrix: Array, size: Size) -> Self:
         """Each pixel takes the class of the nearest one; beyond the borders it is `IGNORED`."""
-        warped = geometry.warp_image(
-            self.classes[..., None], matrix, size=size, nearest=True, fill=IGNORED
-        )
+        classes = jnp.asarray(self.classes)[..., None]
+        warped = geometry.warp_image(classes, matrix, size=size, nearest=True, fill=IGNORED)
         return self.replace(classes=warped[..., 0])
 
 

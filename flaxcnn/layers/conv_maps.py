@@ -6,7 +6,7 @@
 
 Each map's transposes are the other two, hence derivatives of every order stay within the three, and
 each has a lowering of its own: on GPU and TPU what `lax` itself would write, on CPU the functions
-of `conv_cpu.py`.
+of `conv_cpu.py` (docs/adr/0005).
 """
 
 import functools
@@ -76,55 +76,6 @@ def _make_bilinear_map(
         spec = PartitionSpec(*result_spec(avals[0].sharding.spec))
         return out.update(sharding=NamedSharding(mesh, spec))
 
-    def map_all(operands, axes, params):
-        stacks = [
-            x if axis is None else jnp.moveaxis(x, axis, 0)
-            for x, axis in zip(operands, axes, strict=True)
-        ]
-        in_axes = [None if axis is None else 0 for axis in axes]
-
-        def one_by_one(*stacks):
-            def one(index):
-                chosen = (
-                    x if axis is None else lax.dynamic_index_in_dim(x, index, keepdims=False)
-                    for x, axis in zip(stacks, in_axes, strict=True)
-                )
-                return primitive.bind(*chosen, **params)
-
-            count = next(x.shape[0] for x, axis in zip(stacks, in_axes, strict=True) if axis == 0)
-            if count == 0:
-                return jnp.zeros_like(jax.eval_shape(together, *stacks))
-            return lax.map(one, jnp.arange(count))
-
-        # XLA's grouped convolution, which XLA:CPU runs slower than one after the other.
-        together = jax.vmap(functools.partial(native, **params), in_axes)
-        run = functools.partial(lax.platform_dependent, cpu=one_by_one, default=together)
-        specs = [jax.typeof(x).sharding.spec for x in stacks]
-        mapped = next(spec[0] for spec, axis in zip(specs, in_axes, strict=True) if axis == 0)
-        single = specs[0] if in_axes[0] is None else specs[0][1:]
-        return in_auto_axes(run, (mapped, *result_spec(single)))(*stacks), 0
-
-    def batch(operands, axes, **params):
-        mapped = 0 if axes[1] is None else 1
-        into, out = folds[mapped]
-        divided = jax.typeof(operands[mapped]).sharding.spec[axes[mapped]] is not None
-        if None not in axes or (into < 0 and (divided or params["spec"].groups > 1)):
-            return map_all(operands, axes, params)
-        into %= operands[mapped].ndim - 1
-        x = jnp.moveaxis(operands[mapped], axes[mapped], into)
-        # An axis that is divided among devices comes first: the other one is whole on each of them.
-        last = jax.typeof(x).sharding.spec[into + 1] is not None
-        if last:
-            x = x.swapaxes(into, into + 1)
-        pair = x.shape[into : into + 2]
-        x = x.reshape(*x.shape[:into], math.prod(pair), *x.shape[into + 2 :])
-        y = primitive.bind(*((x, operands[1]) if mapped == 0 else (operands[0], x)), **params)
-        out %= y.ndim
-        return y.reshape(*y.shape[:out], *pair, *y.shape[out + 1 :]), out + last
-
-    batching.primitive_batchers[primitive] = batch
-    jet.jet_rules[primitive] = functools.partial(_multiply_series, primitive)
-
     def lower(function):
         def run(first, second, **params):
             out = jax.eval_shape(functools.partial(primitive.bind, **params), first, second)
@@ -137,7 +88,68 @@ def _make_bilinear_map(
 
     mlir.register_lowering(primitive, lower(native))
     mlir.register_lowering(primitive, lower(cpu), platform="cpu")
+    batching.primitive_batchers[primitive] = _make_batcher(primitive, native, folds, result_spec)
+    jet.jet_rules[primitive] = functools.partial(_multiply_series, primitive)
     return primitive
+
+
+def _make_batcher(
+    primitive: Primitive, native: Callable, folds: tuple, result_spec: Callable
+) -> Callable:
+    """Makes the rule of `vmap`: a mapped axis is folded into the one that passes untouched."""
+
+    def batch(operands, axes, **params):
+        mapped = 0 if axes[1] is None else 1
+        into, out = folds[mapped]
+        divided = jax.typeof(operands[mapped]).sharding.spec[axes[mapped]] is not None
+        if None not in axes or (into < 0 and (divided or params["spec"].groups > 1)):
+            bind, other = (functools.partial(f, **params) for f in (primitive.bind, native))
+            return _map_all(bind, other, operands, axes, result_spec)
+        into %= operands[mapped].ndim - 1
+        x = jnp.moveaxis(operands[mapped], axes[mapped], into)
+        # An axis that is divided among devices comes first: the other one is whole on each of them.
+        last = jax.typeof(x).sharding.spec[into + 1] is not None
+        if last:
+            x = x.swapaxes(into, into + 1)
+        pair = x.shape[into : into + 2]
+        x = x.reshape(*x.shape[:into], math.prod(pair), *x.shape[into + 2 :])
+        y = primitive.bind(*((x, operands[1]) if mapped == 0 else (operands[0], x)), **params)
+        out %= y.ndim
+        return y.reshape(*y.shape[:out], *pair, *y.shape[out + 1 :]), out + last
+
+    return batch
+
+
+def _map_all(
+    bind: Callable, native: Callable, operands: Any, axes: Any, result_spec: Callable
+) -> tuple[Array, int]:
+    """Maps what cannot be folded: on CPU one after the other, elsewhere `native` under `vmap`."""
+    stacks = [
+        x if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(operands, axes, strict=True)
+    ]
+    in_axes = [None if axis is None else 0 for axis in axes]
+
+    def one_by_one(*stacks):
+        def one(index):
+            chosen = (
+                x if axis is None else lax.dynamic_index_in_dim(x, index, keepdims=False)
+                for x, axis in zip(stacks, in_axes, strict=True)
+            )
+            return bind(*chosen)
+
+        count = next(x.shape[0] for x, axis in zip(stacks, in_axes, strict=True) if axis == 0)
+        if count == 0:
+            return jnp.zeros_like(jax.eval_shape(together, *stacks))
+        return lax.map(one, jnp.arange(count))
+
+    # XLA's grouped convolution, which XLA:CPU runs slower than one after the other.
+    together = jax.vmap(native, in_axes)
+    run = functools.partial(lax.platform_dependent, cpu=one_by_one, default=together)
+    specs = [jax.typeof(x).sharding.spec for x in stacks]
+    mapped = next(spec[0] for spec, axis in zip(specs, in_axes, strict=True) if axis == 0)
+    single = specs[0] if in_axes[0] is None else specs[0][1:]
+    return in_auto_axes(run, (mapped, *result_spec(single)))(*stacks), 0
 
 
 def in_auto_axes(function: Callable, spec: tuple) -> Callable:

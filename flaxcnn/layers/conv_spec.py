@@ -18,7 +18,7 @@ _LAYOUTS = {
 class ConvSpec:
     """All of a convolution but its operands; the tuples have one entry per spatial axis.
 
-    The sizes are here because neither can be told from the other operand and the outputs.
+    The sizes are here because neither follows from the other operand and the outputs.
     """
 
     input_size: tuple[int, ...]

@@ -104,9 +104,8 @@ class InceptionResNet(Network):
         """Maps images [N, H, W, C] to float32 logits [N, num_classes], or to a tuple of maps."""
         check_images(images, 75, self)
         plan = PLANS[self.plan]
-        conv = functools.partial(
-            Conv, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform()
-        )
+        kernel_init = nn.initializers.xavier_uniform()
+        conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=kernel_init)
         norm = make_norm(self, train, epsilon=1e-3, use_scale=self.norm_scale)
         unit = functools.partial(ConvUnit, conv=conv, norm=norm)
 
@@ -138,15 +137,7 @@ class InceptionResNet(Network):
             return unit(192, 3, name="stem_conv5")(x)
 
         def stage_a(x: Array) -> Array:
-            if self.plan == "v1":  # figure 14
-                x = unit(256, 3, 2, name="stem_conv6")(x)
-            elif self.plan == "v2_paper":  # figure 3
-                x = run_block(self, Branches(STEM_V4[1], unit, name="stem_mixed2"), x)
-                x = run_block(self, Branches(STEM_V4[2], unit, name="stem_mixed3"), x)
-            else:
-                x = max_pool(x, (3, 3), (2, 2))
-                x = run_block(self, Branches(STEM_V2, unit, name="stem_mixed"), x)
-            return blocks(x, 0, plan.block_a)
+            return blocks(self._end_stem(x, unit), 0, plan.block_a)
 
         def stage_b(x: Array) -> Array:
             x = run_block(self, Branches(plan.reduction_a, unit, name="reduction_a"), x)
@@ -168,12 +159,18 @@ class InceptionResNet(Network):
         if self.features_only:
             return outputs
         return classify(
-            self,
-            outputs[-1],
-            train=train,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dropout=self.dropout,
+            self, outputs[-1], train=train, kernel_init=kernel_init, dropout=self.dropout
         )
+
+    def _end_stem(self, x: Array, unit: Any) -> Array:
+        """The stem's last step, to the maps of blocks A."""
+        if self.plan == "v1":  # figure 14
+            return unit(256, 3, 2, name="stem_conv6")(x)
+        if self.plan == "v2_paper":  # figure 3
+            x = run_block(self, Branches(STEM_V4[1], unit, name="stem_mixed2"), x)
+            return run_block(self, Branches(STEM_V4[2], unit, name="stem_mixed3"), x)
+        x = max_pool(x, (3, 3), (2, 2))
+        return run_block(self, Branches(STEM_V2, unit, name="stem_mixed"), x)
 
 
 _variant = functools.partial(

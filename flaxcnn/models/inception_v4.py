@@ -140,13 +140,8 @@ class InceptionV4(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        return classify(
-            self,
-            outputs[-1],
-            train=train,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dropout=self.dropout,
-        )
+        xavier = nn.initializers.xavier_uniform()
+        return classify(self, outputs[-1], train=train, kernel_init=xavier, dropout=self.dropout)
 
 
 VARIANTS = {

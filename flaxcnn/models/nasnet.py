@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.errors import UserError
-from flaxcnn.layers import Conv, DepthwiseConv, Dropout, DropPath, global_avg_pool
+from flaxcnn.layers import Conv, DepthwiseConv, DropPath
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._nasnet_cell import (
@@ -26,7 +26,7 @@ from flaxcnn.models._nasnet_cell import (
     depthwise_he_normal,
     he_normal,
 )
-from flaxcnn.models._network import Network, Outputs, make_norm, run_block, run_stages
+from flaxcnn.models._network import Network, Outputs, classify, make_norm, run_block, run_stages
 from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
@@ -120,12 +120,9 @@ class NASNet(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = global_avg_pool(outputs[-1])
-        if not self.num_classes:
-            return x.astype(jnp.float32)
-        x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
-        logits = nn.Dense(self.num_classes, kernel_init=he_normal, name="classifier")(x)
-        logits = logits.astype(jnp.float32)
+        logits = classify(
+            self, outputs[-1], train=train, kernel_init=he_normal, dropout=self.dropout
+        )
         if not (auxiliary and (train or self.is_initializing())):
             return logits
         head = AuxiliaryHead(self.num_classes, conv, norm, name="auxiliary")

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,3 +71,7 @@ def test_nothing_that_colab_has_is_replaced(machine, shared, python, tmp_path):
     assert "ml-collections" in map(canonical, installed)  # Colab lacks it
     replaced = {canonical(name) for name in installed} & {canonical(name) for name in listed}
     assert not replaced
+    # So the notebooks of colab/, too, which add what is missing without its dependencies, add all.
+    assert set(map(canonical, installed)) <= {
+        canonical(Requirement(line).name) for line in project["dependencies"]
+    }

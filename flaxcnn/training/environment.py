@@ -183,20 +183,22 @@ def _host() -> str:
 
 
 def _find_gpu() -> str:
-    """Where an NVIDIA GPU shows: a device file, or (as in WSL) nvidia-smi's list."""
+    """Where an NVIDIA GPU shows: a device file, nvidia-smi's list (as in WSL), or Colab says so."""
     for file in sorted(glob.glob("/dev/nvidia[0-9]*")):
         return file
-    return "nvidia-smi" if _run("nvidia-smi", "-L").startswith("GPU ") else ""
+    if _run("nvidia-smi", "-L").startswith("GPU "):
+        return "nvidia-smi"
+    return "COLAB_GPU=1" if os.environ.get("COLAB_GPU") == "1" else ""
 
 
 def _find_tpu() -> str:
-    """Where a TPU shows: its own device file, or VFIO together with a TPU's variables."""
+    """Where a TPU shows: its own device file, VFIO with a TPU's variables, or Colab says so."""
     for file in sorted(glob.glob("/dev/accel[0-9]*")):
         return file
     for variable in ("TPU_ACCELERATOR_TYPE", "TPU_NAME", "COLAB_TPU_ADDR"):
         if variable in os.environ and os.path.exists("/dev/vfio"):
             return f"/dev/vfio, {variable}"
-    return ""
+    return "COLAB_TPU_1VM=1" if os.environ.get("COLAB_TPU_1VM") == "1" else ""
 
 
 def _requirements(package: str) -> dict[str, Requirement]:

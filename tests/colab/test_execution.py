@@ -1,0 +1,64 @@
+"""The notebooks run from their first cell to their last, on the CPU, with the tests' settings.
+
+In a folder with a space in its name, as Google Drive's "My Drive" has: their runs lie there.
+"""
+
+import base64
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from notebooks import ROOT, SOURCES
+from PIL import Image
+
+PICTURES = {"1_first_network": 5}
+
+
+def execute(notebook: Path, folder: Path, env: dict[str, str]) -> nbformat.NotebookNode:
+    """The notebook with its outputs, by nbclient in a process of its own, as from a terminal."""
+    code = """
+import sys, nbformat
+from nbclient import NotebookClient
+source, folder = sys.argv[1:]
+notebook = nbformat.read(source, as_version=4)
+resources = {"metadata": {"path": folder}}
+NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()
+nbformat.write(notebook, folder + "/executed.ipynb")
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(notebook), str(folder)],
+        env=env | {"PYTHONPATH": str(ROOT), "FLAXCNN_NOTEBOOK": "quick"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return nbformat.read(folder / "executed.ipynb", as_version=4)
+
+
+def find_pictures(notebook: nbformat.NotebookNode) -> list[np.ndarray]:
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    encoded = [
+        output.data["image/png"] for output in shown if "image/png" in output.get("data", {})
+    ]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in encoded]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
+def test_runs(source, tfds_dir, command_env, tmp_path):
+    folder = tmp_path / "My Drive"
+    folder.mkdir()
+    env = command_env | {"TFDS_DATA_DIR": str(tfds_dir)}
+    notebook = execute(source.with_suffix(".ipynb"), folder, env)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    pictures = find_pictures(notebook)
+    assert len(pictures) == PICTURES[source.stem]
+    assert all(len(np.unique(picture)) > 10 for picture in pictures)  # none is blank
+    said = "".join(output.get("text", "") for cell in code for output in cell.outputs)
+    assert "Traceback" not in said and "Warning" not in said

@@ -5,7 +5,6 @@ one for each epoch.
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from types import TracebackType
@@ -15,7 +14,7 @@ from tensorboardX import SummaryWriter
 from tqdm.auto import tqdm
 
 from flaxcnn.data.plans import TrainPlan
-from flaxcnn.training.workdir import Workdir
+from flaxcnn.training.workdir import Workdir, replace
 
 Row = dict[str, Any]
 
@@ -42,7 +41,7 @@ class Logger:
         rows = [row for row in read_rows(workdir) if row["step"] <= first_step]
         temporary = workdir.metrics.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, workdir.metrics)
+        replace(temporary, workdir.metrics)
         self._file = open(workdir.metrics, "a")  # noqa: SIM115 (closed by __exit__)
         self._events = SummaryWriter(str(workdir.path / "tensorboard"), purge_step=first_step + 1)
         self._bar = tqdm(

@@ -9,13 +9,13 @@ predicts and expects of every example, and its path in the folder or index; of c
 JSON files appear whole or not at all.
 """
 
+import contextlib
 import errno
-import fcntl
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ from flaxcnn.errors import UserError
 from flaxcnn.training.config import Config
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.config_json import VERSION, differences, from_dict, to_dict
+from flaxcnn.training.lock import Lock, hold, release
+
+# What mounts say that cannot rename over a file, or not one that is open.
+_NO_REPLACE = (errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Workdir:
@@ -38,8 +42,8 @@ class Workdir:
         self.metrics = self.path / "metrics.jsonl"
         self.examples = self.path / "predictions.npz"
 
-    @contextmanager
-    def claim(self, config: Config) -> Iterator[None]:
+    @contextlib.contextmanager
+    def claim(self, config: Config) -> Iterator[Lock]:
         """Creates the folder for `config` and locks it while the run uses it.
 
         It belongs to `config` once run.json is there; a run that fails before leaves nothing. A
@@ -49,36 +53,15 @@ class Workdir:
         another process is training in it, or if the disk fills up while the run uses it.
         """
         if self.has("run"):
-            before, after = map(to_dict, (self.config(), config))
-            for values in (before, after):
-                del values["run"]  # changes no result
-                values["data"]["source"] = absolute_source(values["data"]["source"])
-            source = after["data"]["source"]
-            moved = source != before["data"]["source"] and self.has("splits")
-            if moved:
-                before["data"]["source"] = source
-            lines = differences(before, after)
-            if lines:
-                raise UserError(
-                    f"{self.path} holds a run with another config ({'; '.join(lines)}); "
-                    "choose another --workdir or give the same config"
-                )
-            if moved:
-                check_source(source, self.record())
+            self.check(config, str(self.path), "--workdir")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self._file(".lock"), "w")  # noqa: SIM115 (held until the run ends)
+            (self.path / ".lock").touch()
         except OSError as error:
             raise UserError(f"cannot write to --workdir {self.path}: {error.strerror}") from error
-        with lock:
+        with hold(self.path) as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-                raise UserError(f"another process is training in {self.path}") from error
-            try:
-                yield
+                yield lock
             except Exception as error:
                 if not _is_full_disk(error):
                     raise
@@ -88,9 +71,31 @@ class Workdir:
                 ) from error
             finally:
                 if not self.has("run"):
-                    self._file(".lock").unlink()
+                    release(self.path)
                     if not any(self.path.iterdir()):
                         self.path.rmdir()
+
+    def check(self, config: Config, name: str, flag: str) -> None:
+        """Raises UserError if the run here, given by `flag` and called `name`, has another config.
+
+        The error names the fields that differ, or what has changed in a data set that was moved.
+        """
+        before, after = map(to_dict, (self.config(), config))
+        for values in (before, after):
+            del values["run"]  # changes no result
+            values["data"]["source"] = absolute_source(values["data"]["source"])
+        source = after["data"]["source"]
+        moved = source != before["data"]["source"] and self.has("splits")
+        if moved:
+            before["data"]["source"] = source
+        lines = differences(before, after)
+        if lines:
+            raise UserError(
+                f"{name} holds a run with another config ({'; '.join(lines)}); "
+                f"choose another {flag} or give the same config"
+            )
+        if moved:
+            check_source(source, self.record())
 
     def config(self) -> Config:
         """The run's config; an older version's is reported on stderr.
@@ -133,6 +138,9 @@ class Workdir:
         except FileNotFoundError as error:
             raise UserError(f"{self.path} holds no run: {file.name} is missing") from error
         except ValueError as error:
+            # Where a file cannot be replaced in one step, a kill leaves the new one beside it.
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(self._file(f".{name}.json.tmp").read_text())
             raise UserError(f"{file} is not valid JSON: {error}") from error
 
     def has(self, name: str) -> bool:
@@ -140,13 +148,24 @@ class Workdir:
         return self._file(f"{name}.json").exists()
 
     def write(self, name: str, content: dict[str, Any] | list[Any]) -> None:
-        """Replaces `<name>.json` in one atomic step."""
+        """Replaces `<name>.json` in one atomic step, where the file system has that."""
         temporary = self._file(f".{name}.json.tmp")
         temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, self._file(f"{name}.json"))
+        replace(temporary, self._file(f"{name}.json"))
 
     def _file(self, name: str) -> Path:
         return self.path / name
+
+
+def replace(source: Path, target: Path) -> None:
+    """Moves `source` over the file `target`: in one step, or by copying where that is refused."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in _NO_REPLACE:
+            raise
+        shutil.copyfile(source, target)
+        source.unlink()
 
 
 def _is_full_disk(error: BaseException | None) -> bool:

@@ -97,7 +97,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = add("reproduce", "Trains 50 fixed steps and compares their bits with those recorded.")
     command.add_argument(
-        "--record", action="store_true", help="write this machine's hash into the golden file"
+        "--record",
+        metavar="FILE",
+        help="add this machine's hash to a golden file (a clone's flaxcnn/golden/digits.json)",
     )
     add("doctor", "What this installation is, and what is wrong with it.")
     return parser

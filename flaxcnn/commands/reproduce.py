@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxcnn.errors import UserError
+from flaxcnn.exit_status import DONE, FAILED
 from flaxcnn.training.environment import machine_type
 
 GOLDEN_FILE = Path(__file__).parents[1] / "golden" / "digits.json"
@@ -23,19 +24,18 @@ TOLERANCE = 1e-4  # 3.5e-7 was seen between jaxlib 0.10.1 and 0.12.0.1
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the 50 steps and prints what agrees; exit status 0 if they agree, 1 if not.
+    """Runs the 50 steps and prints what agrees; FAILED if it is neither the bits nor the losses.
 
-    With --record the result is written into the golden file instead: for a new jaxlib or machine.
+    With --record FILE the hash is added to that golden file instead: for a new jaxlib or machine, in
+    a clone of the project.
     """
     jaxlib = importlib.metadata.version("jaxlib")
     pair = f"jaxlib {jaxlib}, {machine_type()}"
     measured = _run_with_one_thread()
-    golden: dict[str, Any] = json.loads(GOLDEN_FILE.read_text())
     if args.record:
-        golden["sha256"][pair] = measured["sha256"]
-        GOLDEN_FILE.write_text(json.dumps(golden, indent=2) + "\n")
-        print(f"recorded {measured['sha256']} for {pair} in {GOLDEN_FILE}")
-        return 0
+        _record(Path(args.record), pair, measured["sha256"])
+        return DONE
+    golden: dict[str, Any] = json.loads(GOLDEN_FILE.read_text())
     difference = max(
         abs(ours - theirs) / theirs
         for ours, theirs in zip(measured["losses"], golden["losses"], strict=True)
@@ -51,7 +51,17 @@ def run(args: argparse.Namespace) -> int:
         agrees = measured["sha256"] == expected
         print("the recorded hash" if agrees else f"recorded {expected}")
     print("reproduced" if agrees else "NOT reproduced; see `flaxcnn doctor`")
-    return 0 if agrees else 1
+    return DONE if agrees else FAILED
+
+
+def _record(file: Path, pair: str, sha256: str) -> None:
+    try:
+        golden = json.loads(file.read_text())
+        golden["sha256"][pair] = sha256
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--record {file}: not a golden file ({error})") from error
+    file.write_text(json.dumps(golden, indent=2) + "\n")
+    print(f"recorded {sha256} for {pair} in {file}")
 
 
 def _run_with_one_thread() -> dict[str, Any]:

@@ -74,7 +74,7 @@ def train(
 
 
 def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:
-    """See `flaxcnn.training.loop.run`."""
+    """Trains `config` in the folder `workdir` as `train` does, and prints the result."""
     from flaxcnn.training.loop import run
 
     return run(config, workdir)

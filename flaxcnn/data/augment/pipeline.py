@@ -53,7 +53,7 @@ MAKERS: dict[str, Callable[..., Operation | Mix | AlternatingFlip]] = {
 def read_policy(
     policy: Policy, channels: int | None = None, *, by_class: bool = False, places: bool = False
 ) -> list[Any]:
-    """The operations of `policy`.
+    """The operations that the entries of `policy` stand for, checked.
 
     Raises UserError naming the first entry that is wrong, that needs colour where the images have
     one channel, that cannot be done to the images of some classes only (`by_class`), or that
@@ -118,8 +118,9 @@ def make_augment(
     *,
     classes: Sequence[int] = (),
 ) -> Augment:
-    """(root key, step, images uint8 [N, H, W, C], targets) -> images float32 in 0..1, targets.
+    """Makes the augmentation that training compiles into its step, of a list of entries.
 
+    (root key, step, images uint8 [N, H, W, C], targets) -> images float32 in 0..1, targets.
     Targets are any pytree with a leading axis N; what of them has a place in the image
     (`data/targets.py`) moves with it. Mixing makes `Mixed` of them.
     What happens to an example depends on the key, the step and its position in the global batch:

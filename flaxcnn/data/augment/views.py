@@ -117,7 +117,7 @@ def viewed_shape(views: Sequence[View], image_shape: Sequence[int]) -> tuple[int
 
 
 def average_over(views: Sequence[View], function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """`function`, images to a pytree of arrays [N, ...], averaged over `views` with their weights.
+    """Averages `function`, images -> a pytree of arrays [N, ...], over `views` by their weights.
 
     Of logits it is these that are averaged, as in Jordan 2024; Krizhevsky 2012 averages
     probabilities. One view is computed at a time, so that memory and compilation are those of one.

@@ -36,6 +36,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--verbose", action="store_true", help="models: sizes, inputs and sources")
 
     command = add("evaluate", "Metrics of a run's checkpoint on a split of its data set.")
+    command.add_argument(
+        "workdir", nargs="?", metavar="RUN", default=argparse.SUPPRESS, help="as --workdir"
+    )
     _add_run_arguments(command)
     command.add_argument("--split", default="test", choices=("train", "validation", "test"))
     command.add_argument(
@@ -106,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--workdir", required=True, help="folder of a run of `flaxcnn train`")
+    command.add_argument("--workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument("--json", action="store_true", help="one line of JSON instead of text")
 
@@ -121,6 +124,8 @@ def main(argv: list[str] | None = None) -> int:
 
             return train(arguments[1:])
         args = make_parser().parse_args(arguments)
+        if args.command in ("evaluate", "predict") and args.workdir is None:
+            raise UserError("--workdir RUN is missing: the folder of a run of `flaxcnn train`")
         return importlib.import_module(f"flaxcnn.commands.{args.module}").run(args)
     except UserError as error:
         print(f"flaxcnn {command}: {error}", file=sys.stderr)

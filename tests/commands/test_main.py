@@ -59,7 +59,7 @@ def test_evaluate_uses_the_best_checkpoint_and_agrees_with_scikit_learn(
 
 
 def test_the_last_checkpoint_gives_the_result_of_training(workdir, capsys):
-    assert main(["evaluate", "--workdir", str(workdir), "--checkpoint", "last"]) == 0
+    assert main(["evaluate", str(workdir), "--checkpoint", "last"]) == 0  # as --workdir
     said = capsys.readouterr().out
     trained = json.loads((workdir / "result.json").read_text())
     assert f"test accuracy {trained['accuracy']:.4f} · 360 images" in said
@@ -282,6 +282,7 @@ def test_no_space_left(run_command, tmp_path):
 
 
 def test_evaluate_names_what_is_missing(capsys, tmp_path):
+    assert main(["evaluate"]) == 2 and "--workdir RUN is missing" in capsys.readouterr().err
     assert main(["evaluate", "--workdir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.endswith("holds no run: config.json is missing\n")
 

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             lines = map(task.format_entry, top)
             print(file, *(f"  {line}" for line in lines), sep="\n", flush=True)
             if not top:
-                print("  nothing: the network's output for it is not finite")
+                print("  no answer: the network's output for it is not finite")
         shown += 1
     if not shown:
         more = f" (and {len(bad) - 1} more files could not be read)" if len(bad) > 1 else ""

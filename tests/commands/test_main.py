@@ -182,10 +182,10 @@ def test_predict_computes_batches_of_one_size(workdir, tmp_path):
 def test_predict_says_where_the_network_gives_no_numbers(workdir, tmp_path, capsys, monkeypatch):
     write_digits(tmp_path / "a", 1)
     broken = np.full((1, 10), np.nan, np.float32)
-    monkeypatch.setattr(TrainedRun, "probabilities", lambda self, images: broken)
+    monkeypatch.setattr(TrainedRun, "answer", lambda self, images: broken)
     command = ["predict", "--workdir", str(workdir), str(tmp_path / "a")]
     assert main(command) == 0
-    assert "no class: the network's output for it is not finite" in capsys.readouterr().out
+    assert "no answer: the network's output for it is not finite" in capsys.readouterr().out
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["top"] == []
 

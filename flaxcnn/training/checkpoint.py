@@ -18,8 +18,9 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -152,13 +153,22 @@ class SavedCheckpoints:
 class Checkpoints(SavedCheckpoints):
     """The checkpoints of one run: the last `keep_last` and the best `keep_best` by `monitor`.
 
-    Only for who holds the lock of the run's folder.
+    Only for who holds the lock of the run's folder. `on_saved` is called, in the background, each
+    time that one has been written.
     """
 
-    def __init__(self, directory: Path, keep_last: int, keep_best: int, monitor: Metric):
+    def __init__(
+        self,
+        directory: Path,
+        keep_last: int,
+        keep_best: int,
+        monitor: Metric,
+        on_saved: Callable[[], object] = lambda: None,
+    ):
         directory.mkdir(parents=True, exist_ok=True)
         super().__init__(directory, monitor)
-        self._keep_last, self._keep_best = keep_last, keep_best
+        self._keep_last, self._keep_best, self._on_saved = keep_last, keep_best, on_saved
+        self.longest_save = 0.0  # seconds, of those that have been written
         self._checkpointer = ocp.training.Checkpointer(
             str(self._opened),
             preservation_policy=self,
@@ -191,14 +201,17 @@ class Checkpoints(SavedCheckpoints):
         checkpoint may be chosen as the best.
         """
         self.wait()
+        started = time.monotonic()
         # Copies of both: the next step donates the buffers that are being written, the next
         # validation adds a row to the history.
         history = [dict(row) for row in history]
         state = jax.device_get(_without_typed_keys(state))
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        self._pending = self._executor.submit(self._write, step, state, history, validated)
+        self._pending = self._executor.submit(self._write, step, state, history, validated, started)
 
-    def _write(self, step: int, state: TrainState, history: History, validated: bool) -> None:
+    def _write(
+        self, step: int, state: TrainState, history: History, validated: bool, started: float
+    ) -> None:
         self._damaged.discard(step)
         hashes = {"sha256": hash_tree(state), "layout": hash_layout(state)}
         metrics: Any = history[-1] if validated else None
@@ -211,6 +224,8 @@ class Checkpoints(SavedCheckpoints):
             metrics=metrics,
             custom_metadata=metadata,
         )
+        self.longest_save = max(self.longest_save, time.monotonic() - started)
+        self._on_saved()
 
     def _check_space(self, size: int) -> None:
         """Raises OSError before a save that cannot end well: orbax's own end is many tracebacks."""

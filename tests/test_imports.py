@@ -39,6 +39,7 @@ OWNERS = {
     "orbax": {"training/checkpoint.py"},
     "tensorboardX": {"training/logger.py"},
     "grain": {"data/feeders.py"},
+    "etils": {"training/mirror.py"},
 }
 
 

@@ -4,7 +4,9 @@ The flags are ml_collections', whose names depend on the config; the other comma
 """
 
 import re
+import shlex
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +26,7 @@ DEFAULT_CONFIG = "digits"
 
 def train(arguments: Sequence[str]) -> int:
     """The exit status: done, or stopped on request. Raises UserError for a mistake."""
+    started = time.monotonic()
     if {"--help", "-h", "-help"} & set(arguments):
         print(_help())
         return DONE
@@ -38,7 +41,13 @@ def train(arguments: Sequence[str]) -> int:
     if added is not None:
         extend(config, workdir, added)
     with StopSignal() as signals:
-        result = run(config, workdir)
+        result = run(config, workdir, started=started)
+    if result is None and config.run.budget:
+        command = shlex.join(["flaxcnn", "train", *arguments])
+        print(
+            f"within the budget of {config.run.budget}; resume in a new session: run this same "
+            f"cell again ({command})"
+        )
     return signals.status if result is None else DONE
 
 
@@ -51,6 +60,9 @@ Trains a network. The same command again resumes the run in the workdir, to the 
   CONFIG           name of a config that comes with flaxcnn, or a Python file whose get_config()
                    returns a Config (default: {DEFAULT_CONFIG}); also as --config CONFIG
   --workdir DIR    folder of the run (default: runs/<name of the config>)
+  --mirror PATH    folder or gs://... to which each checkpoint is copied in the background, and from
+                   which the same command resumes on another machine (run.mirror)
+  --budget TIME    "90s", "80m" or "11h": saves and ends (status 75) before it is over (run.budget)
   --extend N       N more epochs for a run that is finished, at its final learning rate
   --config.FIELD=VALUE
                    another value of a field; --config.optimizer.kwargs.b2=0.95 adds a setting
@@ -89,8 +101,13 @@ def parse(arguments: Sequence[str]) -> tuple[Config, str, int | None]:
     )
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     flags.DEFINE_integer("extend", None, "Epochs to add to a finished run.", flag_values=values)
+    flags.DEFINE_string("mirror", None, "Where checkpoints are copied to.", flag_values=values)
+    flags.DEFINE_string("budget", None, "Time within which to save and end.", flag_values=values)
     if unread := values(argv)[1:]:
         raise UserError(f"unexpected argument {unread[0]!r}; flags begin with --")
+    for flag in ("mirror", "budget"):
+        if values[flag].present:
+            setattr(values.config.run, flag, values[flag].value)
     workdir = values.workdir or str(Path("runs") / file.stem)
     return normalize(values.config), workdir, values.extend
 

@@ -148,6 +148,8 @@ class RunConfig:
     keep_last: int = 2  # newest checkpoints that are kept
     keep_best: int = 1  # and the best by `monitor`
     workers: int = 2  # processes that load images for the streaming feeder; 0: none
+    mirror: str = ""  # folder or gs://... to which each checkpoint is copied; "": none
+    budget: str = ""  # "90s", "80m" or "11h", within which the run saves and ends; "": no end
 
 
 @dataclasses.dataclass

@@ -190,7 +190,7 @@ def stage(folder: Workdir, name: str, staged: Path) -> bool:
     staged.mkdir(parents=True)
     files = list(_RUN)
     if is_result(name):
-        files += [file for file in folder.contents() if not file.endswith("/")]
+        files += [path.name for path in folder.path.iterdir() if path.is_file()]
     else:
         source = folder.checkpoints / name
         try:
@@ -199,8 +199,8 @@ def stage(folder: Workdir, name: str, staged: Path) -> bool:
             if source.exists():
                 raise
             return False
-    for file in dict.fromkeys(files):
-        if (folder.path / file).exists():
+    for file in set(files):
+        if (folder.path / file).exists() and not file.startswith("."):
             shutil.copyfile(folder.path / file, staged / file)
     rows, step = staged / "metrics.jsonl", order(name)[0]
     if rows.exists():

@@ -8,6 +8,7 @@ from flaxcnn.training.config import Config, normalize
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.facts import Facts
 from flaxcnn.training.logger import read_rows
+from flaxcnn.training.mirror import Mirror
 from flaxcnn.training.workdir import Workdir
 
 
@@ -27,9 +28,10 @@ def extend(config: Config, workdir: str | Path, epochs: int) -> None:
     if epochs < 1:
         raise UserError(f"--extend must be at least 1 epoch, got {epochs}")
     folder = Workdir(workdir)
-    if not folder.has("run"):
-        raise UserError(f"--extend {epochs}: {folder.path} holds no run yet")
     with folder.claim(config):
+        Mirror(config.run.mirror, folder).restore(config)
+        if not folder.has("run"):
+            raise UserError(f"--extend {epochs}: {folder.path} holds no run yet")
         facts = Facts.read(folder)
         if not folder.has("result"):
             if facts.extended[-1:] == [epochs]:

@@ -11,12 +11,14 @@ import jax
 
 from flaxcnn.errors import UserError
 from flaxcnn.memory import keep_freed_memory
+from flaxcnn.training.budget import Budget
 from flaxcnn.training.checkpoint import Checkpoints, History
 from flaxcnn.training.config import Config, normalize
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.environment import find_warnings
 from flaxcnn.training.experiment import Experiment, make_experiment
 from flaxcnn.training.logger import Logger
+from flaxcnn.training.mirror import Mirror
 from flaxcnn.training.parts import find_monitor
 from flaxcnn.training.report import draw_missing, print_result, print_start, report_run
 from flaxcnn.training.schedules import plateau_scale, should_stop
@@ -27,12 +29,19 @@ from flaxcnn.training.workdir import Workdir
 
 
 def run(
-    config: Config, workdir: str | Path, *, stop: Callable[[], bool] | None = None
+    config: Config,
+    workdir: str | Path,
+    *,
+    stop: Callable[[], bool] | None = None,
+    started: float | None = None,
 ) -> dict[str, Any] | None:
-    """Trains `config` in the folder `workdir` as `train` does, and prints the result."""
+    """Trains `config` in the folder `workdir` as `train` does, and prints the result.
+
+    `run.budget` counts from `started` (of `time.monotonic`), from now unless given.
+    """
     folder = Workdir(workdir)
     finished = folder.has("result")
-    result = train(config, workdir, stop=stop)
+    result = train(config, workdir, stop=stop, started=started)
     if result is None:
         print(f"stopped at a saved step; to go on, run the same command again ({folder.path})")
         return None
@@ -48,13 +57,17 @@ def train(
     *,
     on_validation: Callable[[dict[str, float]], object] | None = None,
     stop: Callable[[], bool] | None = None,
+    started: float | None = None,
 ) -> dict[str, Any] | None:
-    """See `flaxcnn.training.train`, which takes a config's name, too."""
+    """See `flaxcnn.training.train`, which takes a config's name, too; `started` as in `run`."""
     config = normalize(config)
     validate(config)
+    budget = Budget(config.run.budget, started)
     keep_freed_memory()
     folder = Workdir(workdir)
-    with folder.claim(config), StopSignal() as signals:
+    mirror = Mirror(config.run.mirror, folder)
+    with folder.claim(config) as lock, StopSignal() as signals, mirror:
+        mirror.restore(config)
         if folder.has("result"):
             draw_missing(config, folder)
             return folder.read("result")
@@ -67,14 +80,19 @@ def train(
         changes = begin_session(folder)
         keep = config.run
         checkpoints = Checkpoints(
-            folder.checkpoints, keep.keep_last, keep.keep_best, find_monitor(config)
+            folder.checkpoints, keep.keep_last, keep.keep_best, find_monitor(config), mirror.update
         )
 
-        def stopped() -> bool:
-            return signals.requested or (stop is not None and stop())
+        def stopped(step: int) -> bool:
+            lock.check()
+            saving = checkpoints.longest_save + mirror.seconds()
+            epoch_ended = step % experiment.plan.steps_per_epoch == 0
+            spent = budget.is_spent(saving, epoch_ended=epoch_ended)
+            return spent or signals.requested or (stop is not None and stop())
 
         try:
             start = _restore_or_start(experiment, checkpoints, changes)
+            budget.begin()
             state = _advance(experiment, folder, checkpoints, start, stopped, on_validation)
         finally:
             checkpoints.close()
@@ -89,7 +107,7 @@ def _advance(
     folder: Workdir,
     checkpoints: Checkpoints,
     start: tuple[int, TrainState, History],
-    stopped: Callable[[], bool],
+    stopped: Callable[[int], bool],
     on_validation: Callable[[dict[str, float]], object] | None,
 ) -> TrainState | None:
     """The final state, or None when asked to stop (the state is then saved)."""
@@ -114,7 +132,7 @@ def _advance(
             elif loop.save_is_due(end_of_call):
                 loop.save(checkpoints, end_of_call, validated=False)
                 saved = True
-            if stopped() and end_of_call < plan.total_steps:
+            if stopped(end_of_call) and end_of_call < plan.total_steps:
                 if not saved:
                     loop.save(checkpoints, end_of_call, validated=False)
                 return None

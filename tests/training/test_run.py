@@ -232,7 +232,7 @@ def test_unreadable_checkpoints_end_a_run_in_one_line(tmp_path):
 def test_a_stopped_command_says_how_by_its_status(number, status, tmp_path, monkeypatch):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
-    def run(config, workdir):
+    def run(config, workdir, started):
         with StopSignal() as inner:  # that of the run, within the command's
             os.kill(os.getpid(), number)
             return None if inner.requested else {}

@@ -104,6 +104,14 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="add this machine's hash to a golden file (a clone's flaxcnn/golden/digits.json)",
     )
+    command = add("verify", "Does random stretches of a run again and compares bits and losses.")
+    command.add_argument("workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
+    command.add_argument(
+        "--segments", default="5", metavar="N", help="stretches, or all of the run (default: 5)"
+    )
+    command.add_argument("--seed", type=int, help="of the choice of stretches (default: random)")
+    command.add_argument("--json", action="store_true", help="the certificate instead of text")
+
     add("doctor", "What this installation is, and what is wrong with it.")
     return parser
 

@@ -34,6 +34,7 @@ __all__ = [
     "load_config",
     "run",
     "train",
+    "verify",
 ]
 
 
@@ -71,6 +72,35 @@ def train(
 
     config = config if isinstance(config, Config) else load_config(config)
     return train(config, workdir, on_validation=on_validation, stop=stop)
+
+
+def verify(
+    workdir: str | Path, *, segments: int | None = 5, seed: int | None = None
+) -> dict[str, Any]:
+    """Audits the run in the folder `workdir`, which may still be training.
+
+    Its rows and checkpoints are compared with the hashes in metrics.jsonl, and stretches of it,
+    from a checkpoint (or step 0) to the next hash, are done again on this machine. Where machine,
+    versions or threads are not those of the run and the bits differ, losses are compared within a
+    tolerance.
+
+    Args:
+      workdir: the folder of a run.
+      segments: how many stretches, drawn at random; None does the whole run again, from each
+        checkpoint to the next.
+      seed: of the draw; random unless given.
+
+    Returns:
+      What is also written to certificate.json: `result` ("bits", "losses" or "failed"), `problems`
+      (one line each, empty if it is verified), `segments` (first and last step, outcome), `run`,
+      `environment`, `changes` (of the machine since the run), `tolerance`, `seed`, ...
+
+    Raises:
+      UserError: no run, no checkpoint, or data that is no longer there.
+    """
+    from flaxcnn.training.audit import verify
+
+    return verify(workdir, segments=segments, seed=seed)
 
 
 def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:

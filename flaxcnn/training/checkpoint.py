@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,9 @@ class SavedCheckpoints:
 class Checkpoints(SavedCheckpoints):
     """The checkpoints of one run: the last `keep_last` and the best `keep_best` by `monitor`.
 
-    Only for who holds the lock of the run's folder. `on_saved` is called, in the background, each
-    time that one has been written.
+    With `keep_every`, steps, also the first at or after each multiple of it. Only for who holds the
+    lock of the run's folder. `on_saved` is called, in the background, each time that one has been
+    written.
     """
 
     def __init__(
@@ -163,11 +165,13 @@ class Checkpoints(SavedCheckpoints):
         keep_last: int,
         keep_best: int,
         monitor: Metric,
+        keep_every: int | Fraction = 0,
         on_saved: Callable[[], object] = lambda: None,
     ):
         directory.mkdir(parents=True, exist_ok=True)
         super().__init__(directory, monitor)
-        self._keep_last, self._keep_best, self._on_saved = keep_last, keep_best, on_saved
+        self._keep_last, self._keep_best, self._keep_every = keep_last, keep_best, keep_every
+        self._on_saved = on_saved
         self.longest_save = 0.0  # seconds, of those that have been written
         self._checkpointer = ocp.training.Checkpointer(
             str(self._opened),
@@ -192,13 +196,26 @@ class Checkpoints(SavedCheckpoints):
         best = sorted(rated, key=lambda step: (scores[step], step), reverse=True)[: self._keep_best]
         last = sorted(scores)[-self._keep_last :]
         kept = {*best, *last, *(step for step in self._damaged if step > last[-1])}
+        if self._keep_every:
+            # The later ones first, so that of each multiple the earliest stays.
+            passed = {step // self._keep_every: step for step in sorted(scores, reverse=True)}
+            kept |= {step for multiple, step in passed.items() if multiple}
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
-    def save(self, step: int, state: TrainState, history: History, *, validated: bool) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        history: History,
+        *,
+        validated: bool,
+        on_hash: Callable[[str], object] | None = None,
+    ) -> None:
         """Starts writing `state` in the background, after the save before it has ended.
 
         `validated`: the last row of `history` was measured at this very step, so that the
-        checkpoint may be chosen as the best.
+        checkpoint may be chosen as the best. `on_hash` is given the SHA-256 of the state, in the
+        background thread, before there is a checkpoint of it.
         """
         self.wait()
         started = time.monotonic()
@@ -207,13 +224,22 @@ class Checkpoints(SavedCheckpoints):
         history = [dict(row) for row in history]
         state = jax.device_get(_without_typed_keys(state))
         self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
-        self._pending = self._executor.submit(self._write, step, state, history, validated, started)
+        arguments = step, state, history, validated, started, on_hash
+        self._pending = self._executor.submit(self._write, *arguments)
 
     def _write(
-        self, step: int, state: TrainState, history: History, validated: bool, started: float
+        self,
+        step: int,
+        state: TrainState,
+        history: History,
+        validated: bool,
+        started: float,
+        on_hash: Callable[[str], object] | None,
     ) -> None:
         self._damaged.discard(step)
         hashes = {"sha256": hash_tree(state), "layout": hash_layout(state)}
+        if on_hash is not None:
+            on_hash(hashes["sha256"])
         metrics: Any = history[-1] if validated else None
         metadata: Any = {"history": history, **hashes}
         self._checkpointer.save_checkpointables(

@@ -34,6 +34,7 @@ _AT_LEAST = {
     "run.save_every_steps": 0,
     "run.keep_last": 1,
     "run.keep_best": 0,
+    "run.keep_every": 0,
     "run.workers": 0,
 }
 

@@ -4,9 +4,11 @@ On a terminal and in a notebook a bar moves; elsewhere (a file, a pipe) there ar
 one for each epoch.
 """
 
+import hashlib
 import json
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +31,15 @@ def read_rows(workdir: Workdir) -> list[Row]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def hash_rows(rows: Iterable[Row]) -> "hashlib._Hash":
+    """The SHA-256, to be gone on with, of the lines of those rows that are no hashes of a state."""
+    digest = hashlib.sha256()
+    for row in rows:
+        if row["split"] != "state":
+            digest.update((json.dumps(row) + "\n").encode())
+    return digest
+
+
 class Logger:
     """Writes rows to metrics.jsonl and TensorBoard and shows progress.
 
@@ -38,11 +49,14 @@ class Logger:
 
     def __init__(self, workdir: Workdir, plan: TrainPlan, first_step: int, figure: str):
         """`figure` is the metric that is shown beside the loss."""
-        rows = [row for row in read_rows(workdir) if row["step"] <= first_step]
+        rows = (
+            [row for row in read_rows(workdir) if row["step"] <= first_step] if first_step else []
+        )
         temporary = workdir.metrics.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         replace(temporary, workdir.metrics)
         self._file = open(workdir.metrics, "a")  # noqa: SIM115 (closed by __exit__)
+        self._digest, self._lock = hash_rows(rows), threading.Lock()
         self._events = SummaryWriter(str(workdir.path / "tensorboard"), purge_step=first_step + 1)
         self._bar = tqdm(
             total=plan.total_steps,
@@ -106,6 +120,20 @@ class Logger:
         sys.stdout.flush()
         self._epoch.clear()
 
+    def log_state(self, step: int) -> Callable[[str], None]:
+        """What adds a row with the SHA-256 of the state at `step`, called by any thread.
+
+        The row also has the SHA-256 of the rows of training and validation until now.
+        """
+        row = {
+            "step": step,
+            "epoch": step / self._plan.steps_per_epoch,
+            "split": "state",
+            "rows_sha256": self._digest.hexdigest(),
+        }
+
+        return lambda sha256: self._append(json.dumps(row | {"sha256": sha256}) + "\n")
+
     def _describe_rate(self) -> str:
         """As `1,234 images/s, 00:56 left, `, of training alone; empty before a call is timed."""
         if not self._steps:
@@ -120,11 +148,17 @@ class Logger:
         return " · ".join(f"{name} {metrics[name]:.4f}" for name in names)
 
     def _write(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        line = json.dumps(row) + "\n"
+        self._append(line)
+        self._digest.update(line.encode())
         for name, value in row.items():
             if name not in ("step", "epoch", "split"):
                 self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
+
+    def _append(self, line: str) -> None:
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
 
 
 def _of_unfinished_epoch(rows: list[Row], epochs_done: int) -> list[tuple[int, Row]]:

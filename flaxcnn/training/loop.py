@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from flaxcnn.training.parts import find_monitor
 from flaxcnn.training.report import draw_missing, print_result, print_start, report_run
 from flaxcnn.training.schedules import plateau_scale, should_stop
 from flaxcnn.training.sessions import begin_session
-from flaxcnn.training.state import TrainState
+from flaxcnn.training.state import TrainState, hash_tree
 from flaxcnn.training.stop_signal import StopSignal
 from flaxcnn.training.workdir import Workdir
 
@@ -79,8 +80,15 @@ def train(
         print_start(experiment)
         changes = begin_session(folder)
         keep = config.run
+        planned = config.epochs * experiment.plan.steps_per_epoch
+        every = keep.keep_every or Fraction(planned, 5)
         checkpoints = Checkpoints(
-            folder.checkpoints, keep.keep_last, keep.keep_best, find_monitor(config), mirror.update
+            folder.checkpoints,
+            keep.keep_last,
+            keep.keep_best,
+            find_monitor(config),
+            every,
+            mirror.update,
         )
 
         def stopped(step: int) -> bool:
@@ -115,26 +123,30 @@ def _advance(
     step, state, history = start
     if step == plan.total_steps or _finished_early(experiment, history):
         return state
-    loop = _Loop(experiment, history, parallel.replicate(state))
+    loop = Loop(experiment, history, parallel.replicate(state))
     print("compiling ...", flush=True)
-    with Logger(folder, plan, step, experiment.task.monitor.name) as logger:
+    figure = experiment.task.monitor.name
+    with Logger(folder, plan, step, figure) as logger, contextlib.ExitStack() as end:
+        end.callback(checkpoints.wait)  # for the hash that the save under way logs
+        if step == 0:
+            logger.log_state(0)(hash_tree(state))
         for end_of_call in loop.calls(step, logger):
             saved = end_of_call == step
             if end_of_call % plan.steps_per_epoch == 0:
                 row = loop.validate(end_of_call)
                 logger.log_epoch(row)
-                loop.save(checkpoints, end_of_call, validated=True)
+                loop.save(checkpoints, logger, end_of_call, validated=True)
                 saved = True
                 if on_validation is not None and row is not None:
                     on_validation(dict(row))
                 if _finished_early(experiment, history):
                     break
             elif loop.save_is_due(end_of_call):
-                loop.save(checkpoints, end_of_call, validated=False)
+                loop.save(checkpoints, logger, end_of_call, validated=False)
                 saved = True
             if stopped(end_of_call) and end_of_call < plan.total_steps:
                 if not saved:
-                    loop.save(checkpoints, end_of_call, validated=False)
+                    loop.save(checkpoints, logger, end_of_call, validated=False)
                 return None
     return parallel.unreplicate(loop.state)
 
@@ -170,7 +182,7 @@ def _finished_early(experiment: Experiment, history: History) -> bool:
     return should_stop(values, patience, higher_is_better=monitor.best == "max")
 
 
-class _Loop:
+class Loop:
     """The state on the devices and what moves it: calls, validation, saving."""
 
     def __init__(self, experiment: Experiment, history: History, state: TrainState):
@@ -195,14 +207,15 @@ class _Loop:
             for call in range(first_call, len(plan)):
                 started = time.perf_counter()
                 start, end = plan.first_step(call), plan.first_step(call + 1)
-                self.state, metrics = self._call(self.state, arrays, items, self._lr_scale())
+                self.state, metrics = self._call(self.state, arrays, items, self.lr_scale())
                 if call + 1 < len(plan):
                     items = parallel.split(next(feed))
                 metrics = jax.device_get(metrics)
                 self._log(logger, start, end, metrics, time.perf_counter() - started)
                 yield end
 
-    def _lr_scale(self) -> float:
+    def lr_scale(self) -> float:
+        """What the plateau schedule has made of the rate so far; 1 with any other."""
         schedule = self.experiment.config.optimizer.schedule
         if schedule.name != "plateau":
             return 1.0
@@ -220,7 +233,7 @@ class _Loop:
                 "optimizer.learning_rate or set optimizer.clip.norm, in another --workdir"
             )
         schedule: Any = self.experiment.schedule
-        rate = float(schedule(end - 1)) * self._lr_scale()
+        rate = float(schedule(end - 1)) * self.lr_scale()
         where = {"step": end, "epoch": end / plan.steps_per_epoch}
         logger.log_train({**where, **row, "learning_rate": rate}, end - start, seconds)
 
@@ -240,11 +253,15 @@ class _Loop:
         start = plan.first_step(plan.call_at(step) - 1)
         return every > 0 and step // every > start // every
 
-    def save(self, checkpoints: Checkpoints, step: int, *, validated: bool) -> None:
+    def save(self, checkpoints: Checkpoints, logger: Logger, step: int, *, validated: bool) -> None:
         """Saves the state at `step`; `validated` if the history's last row is of this step."""
         state = self.experiment.parallel.unreplicate(self.state)
         checkpoints.save(
-            step, state, self.history, validated=validated and self._evaluate is not None
+            step,
+            state,
+            self.history,
+            validated=validated and self._evaluate is not None,
+            on_hash=logger.log_state(step),
         )
 
 

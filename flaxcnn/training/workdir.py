@@ -5,7 +5,8 @@ call), splits.json (of a folder of images: which file is in which split), enviro
 metrics.jsonl, TensorBoard events, saved/ (the checkpoints; `checkpoints/` in older runs, a name
 that Colab's file browser has hidden, colabtools#621), and at the end predictions.npz (what the task
 predicts and expects of every example, and its path in the folder or index; of classification label,
--1 for none, probability and true_label), the pictures and result.json.
+-1 for none, probability and true_label), the pictures and result.json. certificate.json is that
+of the last `flaxcnn verify`.
 JSON files appear whole or not at all.
 """
 
@@ -124,8 +125,8 @@ class Workdir:
 
     def contents(self, pictures: Sequence[str]) -> list[str]:
         """What there is of a run, in the order in which it came; folders end in "/"."""
-        names = "config.json environment.json run.json splits.json result.json metrics.jsonl"
-        paths = map(self._file, names.split())
+        names = "config environment run splits result certificate"
+        paths = [*(self._file(f"{name}.json") for name in names.split()), self.metrics]
         later = (self.examples, *map(self._file, pictures))
         paths = [*paths, self._file("tensorboard"), self.checkpoints, *later]
         return [f"{path.name}{'/' * path.is_dir()}" for path in paths if path.exists()]

@@ -1,5 +1,6 @@
 import math
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import jax
@@ -39,8 +40,9 @@ ABSTRACT = jax.eval_shape(lambda: make_state(0))
 def open_checkpoints(tmp_path):
     opened = []
 
-    def open_one(keep_last=2, keep_best=1, monitor=ACCURACY):
-        opened.append(Checkpoints(tmp_path / "checkpoints", keep_last, keep_best, monitor))
+    def open_one(keep_last=2, keep_best=1, monitor=ACCURACY, keep_every=0):
+        folder = tmp_path / "checkpoints"
+        opened.append(Checkpoints(folder, keep_last, keep_best, monitor, keep_every))
         return opened[-1]
 
     yield open_one
@@ -113,6 +115,35 @@ def test_the_last_and_the_best_are_kept(open_checkpoints, monitor, values, kept,
     checkpoints.wait()
     assert checkpoints.steps == kept
     assert checkpoints.best_step() == best
+
+
+@pytest.mark.parametrize(
+    ("every", "kept"),
+    [
+        (5, [6, 10, 16, 20, 22]),  # the first at or after 5, 10, 15, 20
+        (Fraction(22, 5), [6, 10, 14, 18, 22]),  # 4.4, 8.8, 13.2, 17.6, 22
+        (100, [22]),
+    ],
+)
+def test_the_first_after_each_multiple_is_kept(open_checkpoints, every, kept):
+    checkpoints = open_checkpoints(keep_last=1, keep_best=0, keep_every=every)
+    for step in range(2, 23, 2):
+        save(checkpoints, step, 0.5)
+    checkpoints.wait()
+    assert checkpoints.steps == kept
+
+
+def test_the_hash_is_given_before_there_is_a_checkpoint(open_checkpoints):
+    checkpoints, given = open_checkpoints(), []
+    checkpoints.save(
+        1,
+        make_state(1),
+        [],
+        validated=False,
+        on_hash=lambda sha256: given.append((sha256, checkpoints.steps)),
+    )
+    checkpoints.wait()
+    assert given == [(hash_tree(make_state(1)), [])] and checkpoints.steps == [1]
 
 
 def test_a_checkpoint_that_was_not_validated_is_never_the_best(open_checkpoints):

@@ -112,6 +112,32 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, help="of the choice of stretches (default: random)")
     command.add_argument("--json", action="store_true", help="the certificate instead of text")
 
+    command = add("diff", "The step, layer and tensor where two runs, or two traces, first differ.")
+    command.add_argument(
+        "paths",
+        nargs="+",
+        metavar="A B",
+        help="two folders of runs, or two files of --record; with --record one run or config, "
+        "which may be followed by --config.FIELD=VALUE",
+    )
+    command.add_argument(
+        "--record",
+        metavar="NPZ",
+        help="write weights, activations and gradients of the first steps to a file",
+    )
+    command.add_argument("--steps", type=int, default=2, metavar="N", help="to record (default: 2)")
+    command.add_argument(
+        "--start", type=int, default=0, metavar="STEP", help="record from this checkpoint of a run"
+    )
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="of traces: what differs by at most T of its array's largest value is the same",
+    )
+    command.add_argument("--all", action="store_true", help="every array that differs")
+    command.add_argument("--json", action="store_true", help="one line of JSON instead of text")
     add("doctor", "What this installation is, and what is wrong with it.")
     return parser
 
@@ -131,7 +157,10 @@ def main(argv: list[str] | None = None) -> int:
             from flaxcnn.commands.train import train
 
             return train(arguments[1:])
-        args = make_parser().parse_args(arguments)
+        parser = make_parser()
+        args, args.flags = parser.parse_known_args(arguments)
+        if args.flags and command != "diff":  # which takes those of a config
+            parser.error(f"unrecognized arguments: {' '.join(args.flags)}")
         if args.command in ("evaluate", "predict") and args.workdir is None:
             raise UserError("--workdir RUN is missing: the folder of a run of `flaxcnn train`")
         return importlib.import_module(f"flaxcnn.commands.{args.module}").run(args)

@@ -122,6 +122,12 @@ class SavedCheckpoints:
                 raise ValueError("its SHA-256 is not the one it was saved with")
         return _with_typed_keys(state), metadata["history"]
 
+    def read_hash(self, step: int) -> str:
+        """The SHA-256 that the state was saved with at `step`; what was saved is not compared."""
+        with _damage_named(step):
+            metadata: Any = ocp.metadata(str(self._opened / str(step)), "state").custom_metadata
+            return metadata["sha256"]
+
     def _rank(self, which: str) -> list[int]:
         """The steps, the "last" or the "best" first."""
         if which == "last":

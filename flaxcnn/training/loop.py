@@ -182,6 +182,15 @@ def _finished_early(experiment: Experiment, history: History) -> bool:
     return should_stop(values, patience, higher_is_better=monitor.best == "max")
 
 
+def lr_scale(config: Config, history: History) -> float:
+    """What the plateau schedule has made of the rate so far; 1 with any other."""
+    optimizer = config.optimizer
+    if optimizer.schedule != "plateau":
+        return 1.0
+    losses = [row["loss"] for row in history]
+    return plateau_scale(losses, optimizer.patience, optimizer.decay_rate)
+
+
 class Loop:
     """The state on the devices and what moves it: calls, validation, saving."""
 
@@ -207,13 +216,14 @@ class Loop:
             for call in range(first_call, len(plan)):
                 started = time.perf_counter()
                 start, end = plan.first_step(call), plan.first_step(call + 1)
-                self.state, metrics = self._call(self.state, arrays, items, self.lr_scale())
+                self.state, metrics = self._call(self.state, arrays, items, self._lr_scale())
                 if call + 1 < len(plan):
                     items = parallel.split(next(feed))
                 metrics = jax.device_get(metrics)
                 self._log(logger, start, end, metrics, time.perf_counter() - started)
                 yield end
 
+<<<<<<< HEAD
     def lr_scale(self) -> float:
         """What the plateau schedule has made of the rate so far; 1 with any other."""
         schedule = self.experiment.config.optimizer.schedule
@@ -221,6 +231,10 @@ class Loop:
             return 1.0
         losses = [row["loss"] for row in self.history]
         return plateau_scale(losses, schedule.patience, schedule.decay_rate)
+=======
+    def _lr_scale(self) -> float:
+        return lr_scale(self.experiment.config, self.history)
+>>>>>>> 5d1c949 (diff: the first step, layer and tensor in which two runs, or two recorded traces, part)
 
     def _log(
         self, logger: Logger, start: int, end: int, metrics: dict[str, Any], seconds: float
@@ -233,7 +247,7 @@ class Loop:
                 "optimizer.learning_rate or set optimizer.clip.norm, in another --workdir"
             )
         schedule: Any = self.experiment.schedule
-        rate = float(schedule(end - 1)) * self.lr_scale()
+        rate = float(schedule(end - 1)) * self._lr_scale()
         where = {"step": end, "epoch": end / plan.steps_per_epoch}
         logger.log_train({**where, **row, "learning_rate": rate}, end - start, seconds)
 

@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from flaxcnn.errors import UserError
 from flaxcnn.training.checkpoint import History, SavedCheckpoints
 from flaxcnn.training.experiment import Experiment, Facts, reload_data
@@ -61,7 +65,7 @@ def open_run(path: str | Path) -> PastRun:
     try:
         lines = read_rows(folder)
         for row in lines:
-            missing = _NEEDED.get(row.get("split"), {"split"}) - row.keys()
+            missing = _NEEDED.get(row.get("split", ""), {"split"}) - row.keys()
             if missing:
                 raise ValueError(f"a row without {', '.join(sorted(missing))}: {row}")
     except ValueError as error:
@@ -69,6 +73,20 @@ def open_run(path: str | Path) -> PastRun:
     experiment = Experiment(config, facts, reload_data(config, facts, folder))
     saved = SavedCheckpoints(folder.checkpoints, config.monitor)
     return PastRun(folder, experiment, saved, lines)
+
+
+def to_host(state: TrainState) -> TrainState:
+    """A copy of `state` as NumPy arrays, its key as uint32."""
+    return jax.tree.map(np.array, state.replace(key=_key_data(state.key)))
+
+
+def to_device(state: TrainState) -> TrainState:
+    """What `to_host` was given, to be placed and used up."""
+    return jax.tree.map(np.array, state).replace(key=jax.random.wrap_key_data(state.key))
+
+
+def _key_data(key: Any) -> Any:
+    return jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
 
 
 class Replay:

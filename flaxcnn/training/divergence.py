@@ -58,6 +58,9 @@ class Divergence:
 
 def diff(a: str | Path, b: str | Path, *, tolerance: float = 0.0) -> Divergence:
     """See `flaxcnn.training.diff`."""
+    for path in (a, b):
+        if not os.path.exists(path):
+            raise UserError(f"there is no run and no file {path}")
     files = [os.path.isfile(path) for path in (a, b)]
     if all(files):
         return diff_traces(a, b, tolerance)
@@ -245,7 +248,7 @@ class _RunDiff:
             Tracer(run.experiment).steps(first, state, history)
             for run, state, history in zip((self._a, self._b), states, histories, strict=True)
         ]
-        for (step, a, state_a), (_, b, state_b) in zip(*sides, strict=False):
+        for (step, a, after_a), (_, b, after_b) in zip(*sides, strict=False):
             names = [name for name in a if name in b]
             for name, trace in (("A", a.keys() - b), ("B", b.keys() - a)):
                 if trace:
@@ -257,7 +260,7 @@ class _RunDiff:
                 kinds = [d.name.split("/")[0] for d in found.differences]
                 _explain(found, (kinds or ["activation"])[0])
                 return
-            self._say_states(step + 1, [state_a, state_b], "state")
+            self._say_states(step + 1, [after_a(), after_b()], "state")
             if found.step is not None or step + 1 == last:
                 return
 

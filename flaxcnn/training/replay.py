@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ class PastRun:
     saved: SavedCheckpoints
     lines: list[Row]  # of metrics.jsonl, as they are
 
-    @property
+    @cached_property
     def rows(self) -> Rows:
         """The rows of "train", "validation" and "state"."""
         return {(row["split"], row["step"]): row for row in self.lines}
 
-    @property
+    @cached_property
     def hashes(self) -> dict[int, str]:
         """The SHA-256 of the state by step, as metrics.jsonl has them."""
         return {row["step"]: row["sha256"] for row in self.lines if row["split"] == "state"}
@@ -52,7 +53,11 @@ class PastRun:
         """
         if step == 0:
             return self.experiment.initial_state(), []
-        return self.saved.restore(step, self.experiment.abstract_state())
+        return self.saved.restore(step, self._abstract)
+
+    @cached_property
+    def _abstract(self) -> TrainState:
+        return self.experiment.abstract_state()
 
 
 def open_run(path: str | Path) -> PastRun:

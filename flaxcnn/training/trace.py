@@ -14,6 +14,7 @@ that any library can write. docs/verify.md describes the names:
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -124,8 +125,11 @@ class Tracer:
 
     def steps(
         self, start: int, state: TrainState, history: History
-    ) -> Iterator[tuple[int, Trace, TrainState]]:
-        """Each step from `start` on, where a call begins: number, trace and host state after it."""
+    ) -> Iterator[tuple[int, Trace, Callable[[], TrainState]]]:
+        """Each step from `start` on, where a call begins: number, trace, and the host state after.
+
+        The last is computed when it is asked for, or the next step is.
+        """
         parallel, plan = self._plain.parallel, self._plain.plan
         arrays = parallel.replicate(self._feeder.arrays)
         scale = lr_scale(self._plain.config, history)
@@ -136,10 +140,15 @@ class Tracer:
                 for index in range(plan.first_step(call + 1) - plan.first_step(call)):
                     item = jax.tree.map(lambda x, i=index: x[i : i + 1], items)
                     item = parallel.split(item)
-                    trace = self._trace(state, arrays, item)
-                    placed = parallel.replicate(to_device(state))
-                    state = to_host(self._advance(placed, arrays, item, scale)[0])
-                    yield plan.first_step(call) + index, trace, state
+                    after = functools.cache(
+                        functools.partial(self._after, state, arrays, item, scale)
+                    )
+                    yield plan.first_step(call) + index, self._trace(state, arrays, item), after
+                    state = after()
+
+    def _after(self, state: TrainState, arrays: Any, item: Any, scale: float) -> TrainState:
+        placed = self._plain.parallel.replicate(to_device(state))
+        return to_host(self._advance(placed, arrays, item, scale)[0])
 
     def _trace(self, state: TrainState, arrays: Any, item: Any) -> Trace:
         """What is computed in the step of the batch `item` from the host state `state`."""

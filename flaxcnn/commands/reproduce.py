@@ -26,8 +26,7 @@ TOLERANCE = 1e-4  # 3.5e-7 was seen between jaxlib 0.10.1 and 0.12.0.1
 def run(args: argparse.Namespace) -> int:
     """Runs the 50 steps and prints what agrees; FAILED if it is neither the bits nor the losses.
 
-    With --record FILE the hash is added to that golden file instead: for a new jaxlib or machine, in
-    a clone of the project.
+    With --record FILE the hash is added to that golden file instead, for a new jaxlib or machine.
     """
     jaxlib = importlib.metadata.version("jaxlib")
     pair = f"jaxlib {jaxlib}, {machine_type()}"

@@ -60,25 +60,13 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
     """
     import tensorflow_datasets as tfds
 
-    builder = _make_builder(name)
-    features = builder.info.features
-    columns = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = columns.get("image"), columns.get("label")
-    if not isinstance(image, tfds.features.Image) or not isinstance(
-        label, tfds.features.ClassLabel
-    ):
-        kinds = [f"{key} ({type(feature).__name__})" for key, feature in columns.items()]
-        raise UserError(
-            f"data.source: tfds:{name} is not a set of images with a label of a class; it has "
-            f"{', '.join(kinds) or 'no named features'}"
-        )
-    image_shape = _find_shape(name, image, image_format)
+    builder, class_names, image_shape = _open_builder(name, image_format)
     _prepare(name, builder)
     full = ImageFormat(image_shape[:2], image_format.resize, image_shape[2])
     # Every image feature stays encoded: ours to be decoded here, the others because none asks.
     skip = {
         key: tfds.decode.SkipDecoding()
-        for key, feature in columns.items()
+        for key, feature in builder.info.features.items()
         if isinstance(feature, tfds.features.Image)
     }
     records: dict[str, Records] = {}
@@ -96,7 +84,44 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
         raise UserError(
             f"data.source: tfds:{name} has no train split; it has {', '.join(builder.info.splits)}"
         )
-    return Opened(tuple(label.names), image_shape, records, version=builder.info.full_name)
+    return Opened(class_names, image_shape, records, version=builder.info.full_name)
+
+
+def read_header(
+    name: str, image_format: ImageFormat
+) -> tuple[tuple[str, ...], tuple[int, int, int], dict[str, int]]:
+    """Class names, (height, width, channels) and the images of each split, without reading any.
+
+    No splits if the set is not prepared yet. Raises UserError as `open_tfds`.
+    """
+    builder, class_names, image_shape = _open_builder(name, image_format)
+    counts = {
+        split: info.num_examples
+        for split, info in builder.info.splits.items()
+        if split in ("train", "validation", "test")
+    }
+    return class_names, image_shape, counts
+
+
+def _open_builder(
+    name: str, image_format: ImageFormat
+) -> tuple[Any, tuple[str, ...], tuple[int, int, int]]:
+    import tensorflow_datasets as tfds
+
+    builder = _make_builder(name)
+    features = builder.info.features
+    columns = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = columns.get("image"), columns.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(
+        label, tfds.features.ClassLabel
+    ):
+        kinds = [f"{key} ({type(feature).__name__})" for key, feature in columns.items()]
+        raise UserError(
+            f"data.source: tfds:{name} is not a set of images with a label of a class; it has "
+            f"{', '.join(kinds) or 'no named features'}"
+        )
+    image_shape = _find_shape(name, image, image_format)
+    return builder, tuple(label.names), image_shape
 
 
 def _make_builder(name: str) -> Any:

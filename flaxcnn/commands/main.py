@@ -22,8 +22,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(module=module or name)
         return command
 
-    # Only named here: `main` hands its arguments on, as its flags are the fields of the config.
+    # Only named here: `main` hands their arguments on, as their flags are the fields of the config.
     commands.add_parser("train", help="Trains a network (see `flaxcnn train --help`).")
+    commands.add_parser("estimate", help="What a run will cost (see `flaxcnn estimate --help`).")
 
     command = add("list", "Names of networks, or of optimizers, augmentations, ...")
     command.add_argument(
@@ -157,6 +158,10 @@ def main(argv: list[str] | None = None) -> int:
             from flaxcnn.commands.train import train
 
             return train(arguments[1:])
+        if command == "estimate":
+            from flaxcnn.commands.estimate import estimate
+
+            return estimate(arguments[1:])
         parser = make_parser()
         args, args.flags = parser.parse_known_args(arguments)
         if args.flags and command != "diff":  # which takes those of a config

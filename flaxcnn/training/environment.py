@@ -137,6 +137,11 @@ def unused_accelerator() -> str | None:
     return None
 
 
+def judge_libtpu() -> str | None:
+    """Say how the installed libtpu differs from the one that jax pins; None if it does not."""
+    return _judge_plugin("libtpu")
+
+
 def _judge_jaxlib(version: str) -> str | None:
     """What is wrong with a jaxlib of that version, by the bounds that flaxcnn declares for jax."""
     bounds = _requirements("flaxcnn").get("jax")

@@ -223,18 +223,8 @@ class Loop:
                 self._log(logger, start, end, metrics, time.perf_counter() - started)
                 yield end
 
-<<<<<<< HEAD
-    def lr_scale(self) -> float:
-        """What the plateau schedule has made of the rate so far; 1 with any other."""
-        schedule = self.experiment.config.optimizer.schedule
-        if schedule.name != "plateau":
-            return 1.0
-        losses = [row["loss"] for row in self.history]
-        return plateau_scale(losses, schedule.patience, schedule.decay_rate)
-=======
     def _lr_scale(self) -> float:
         return lr_scale(self.experiment.config, self.history)
->>>>>>> 5d1c949 (diff: the first step, layer and tensor in which two runs, or two recorded traces, part)
 
     def _log(
         self, logger: Logger, start: int, end: int, metrics: dict[str, Any], seconds: float

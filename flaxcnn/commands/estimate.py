@@ -10,7 +10,8 @@ from absl import flags
 from flaxcnn.commands.train import parse
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE
-from flaxcnn.training.config import Config, validate
+from flaxcnn.training.config import Config
+from flaxcnn.training.config_check import validate
 from flaxcnn.training.config_help import format_rows
 from flaxcnn.training.estimate import EFFICIENCY, Estimate, estimate_config, parse_duration
 

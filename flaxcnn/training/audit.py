@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from flaxcnn.errors import UserError
 from flaxcnn.training.checkpoint import History
-from flaxcnn.training.config import to_dict
+from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.environment import environment
 from flaxcnn.training.logger import Row, hash_rows
 from flaxcnn.training.replay import PastRun, Replay, open_run

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from flaxcnn.errors import UserError
 from flaxcnn.training.checkpoint import History
-from flaxcnn.training.config import differences, to_dict
+from flaxcnn.training.config_json import differences, to_dict
 from flaxcnn.training.replay import PastRun, Replay, open_run, to_device, to_host
 from flaxcnn.training.sessions import compare_sessions, read_sessions
 from flaxcnn.training.state import TrainState, hash_tree
@@ -28,7 +28,7 @@ _CAUSES = {
     "gradient": ("loss.", "task.", "data.", "optimizer.accumulate", "precision"),
     "state": ("optimizer.", "epochs", "steps_per_call"),
 }
-_LOOKED_AFTER = ("run.", "checkpoint.")  # fields that change no result
+_LOOKED_AFTER = "run."  # fields that change no result
 
 
 @dataclasses.dataclass
@@ -165,17 +165,23 @@ class _RunDiff:
             found.agreed = step
         if found.differed is None:
             return found
-        initial = [to_host(run.restore(0)[0]) for run in (self._a, self._b)]
-        if found.agreed is None and found.differed and len(set(map(hash_tree, initial))) == 1:
-            found.agreed = 0  # as it would have been logged
         if found.agreed is None:
-            self._look((0, 1), initial, [[], []])
-            if found.step is None:
-                found.notes.append("made again here, both initial states are the same")
-                _explain(found, "")
-        else:
+            self._compare_initial(found.differed)
+        if found.agreed is not None:
             self._replay(found.agreed, found.differed)
         return found
+
+    def _compare_initial(self, differed: int) -> None:
+        """The states at step 0, made again; where they are the same, it is known that they agreed."""
+        found = self.found
+        initial = [to_host(run.restore(0)[0]) for run in (self._a, self._b)]
+        if len(set(map(hash_tree, initial))) > 1:
+            self._look((0, 1), initial, [[], []])
+        elif differed:  # runs that were trained before hashes were logged
+            found.agreed = 0
+        else:
+            found.notes.append("made again here, both initial states are the same")
+            _explain(found, "")
 
     def _replay(self, agreed: int, differed: int) -> None:
         """From the last common checkpoint on, call by call, until the states differ."""

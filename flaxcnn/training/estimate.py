@@ -16,7 +16,7 @@ import jax
 from flaxcnn.errors import UserError
 from flaxcnn.training.chips import Chip, find_chip, present_chip
 from flaxcnn.training.config import Config
-from flaxcnn.training.experiment import Experiment, find_facts
+from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.step_cost import Step, at_batch, choose_batches, compile_step
 from flaxcnn.training.step_model import reckon_step
 from flaxcnn.training.tpu_compile import compile_for_tpu
@@ -100,7 +100,8 @@ def estimate_config(
     here = present_chip()
     chip = find_chip(chip_name) if chip_name not in (None, here.name) else here
     dataset = open_unread(config)
-    experiment = Experiment(config, find_facts(config, dataset), forget_images(dataset))
+    facts = Experiment(config, dataset).facts
+    experiment = Experiment(config, forget_images(dataset), facts)
     devices = jax.devices(chip.platform) if chip.platform == "cpu" else jax.devices()
     count = len(devices) if chip is here else 1
     batches, notes, steps = choose_batches(experiment, count), [], []
@@ -183,7 +184,7 @@ def _largest_batch(
         return None, f"{by}, which does not rise"
     unit = devices * experiment.config.optimizer.accumulate
     most = int(first + (chip.memory - more) / slope)
-    images = experiment.plan.examples_per_epoch
+    images = len(experiment.draws)
     if most >= images:
         return images // unit * unit, f"{by}; an epoch has no more images"
     digits = 10 ** max(0, int(math.log10(max(most, 1))) - 1)  # two of them say enough

@@ -184,11 +184,11 @@ def _finished_early(experiment: Experiment, history: History) -> bool:
 
 def lr_scale(config: Config, history: History) -> float:
     """What the plateau schedule has made of the rate so far; 1 with any other."""
-    optimizer = config.optimizer
-    if optimizer.schedule != "plateau":
+    schedule = config.optimizer.schedule
+    if schedule.name != "plateau":
         return 1.0
     losses = [row["loss"] for row in history]
-    return plateau_scale(losses, optimizer.patience, optimizer.decay_rate)
+    return plateau_scale(losses, schedule.patience, schedule.decay_rate)
 
 
 class Loop:

@@ -12,9 +12,11 @@ import numpy as np
 
 from flaxcnn.errors import UserError
 from flaxcnn.training.checkpoint import History, SavedCheckpoints
-from flaxcnn.training.experiment import Experiment, Facts, reload_data
+from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.facts import Facts, reload_data
 from flaxcnn.training.logger import Row, read_rows
 from flaxcnn.training.loop import Loop
+from flaxcnn.training.parts import find_monitor
 from flaxcnn.training.state import TrainState, hash_tree
 from flaxcnn.training.workdir import Workdir
 
@@ -75,8 +77,8 @@ def open_run(path: str | Path) -> PastRun:
                 raise ValueError(f"a row without {', '.join(sorted(missing))}: {row}")
     except ValueError as error:
         raise UserError(f"{folder.metrics} is damaged: {error}") from error
-    experiment = Experiment(config, facts, reload_data(config, facts, folder))
-    saved = SavedCheckpoints(folder.checkpoints, config.monitor)
+    experiment = Experiment(config, reload_data(config, facts, folder), facts)
+    saved = SavedCheckpoints(folder.checkpoints, find_monitor(config))
     return PastRun(folder, experiment, saved, lines)
 
 

@@ -66,7 +66,7 @@ def choose_batches(experiment: Experiment, devices: int) -> list[int]:
     )
     if half := batch // (2 * unit) * unit:
         return [batch, half]
-    return [batch] + [2 * batch] * (2 * batch <= experiment.plan.examples_per_epoch)
+    return [batch] + [2 * batch] * (2 * batch <= len(experiment.draws))
 
 
 def trace_call(experiment: Experiment, devices: Sequence[Any] = ()) -> tuple[Any, float]:

@@ -37,7 +37,7 @@ def compile_for_tpu(
         return [], ["libtpu is not installed: the extra `tpu` brings it (on Linux, x86-64)"]
     if misfit := judge_libtpu():
         raise UserError(f"--chip {chip.name}: {misfit}. With another libtpu compiling crashes")
-    parts = (experiment.config, experiment.facts, experiment.dataset)
+    parts = (experiment.config, experiment.dataset, experiment.facts)
     with subprocess.Popen(
         [sys.executable, "-m", "flaxcnn.training.tpu_compile"],
         stdin=subprocess.PIPE,

@@ -29,10 +29,13 @@ import optax
 
 from flaxcnn.errors import UserError
 from flaxcnn.training.checkpoint import History
-from flaxcnn.training.config import Config, to_dict
+from flaxcnn.training.config import Config, normalize
+from flaxcnn.training.config_check import validate
+from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.environment import environment
-from flaxcnn.training.experiment import Experiment, find_facts, load_data
+from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.loop import lr_scale
+from flaxcnn.training.parts import load_data
 from flaxcnn.training.replay import open_run, to_device, to_host
 from flaxcnn.training.state import TrainState
 
@@ -49,8 +52,9 @@ def record(
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}")
     if isinstance(target, Config):
-        dataset = load_data(target)
-        experiment = Experiment(target, find_facts(target, dataset), dataset)
+        config = normalize(target)
+        validate(config)
+        experiment = Experiment(config, load_data(config))
         if start:
             raise UserError(f"start={start} needs a run, which has a checkpoint there")
         state, history = experiment.initial_state(), []
@@ -114,8 +118,8 @@ class Tracer:
     """
 
     def __init__(self, experiment: Experiment):
-        config = dataclasses.replace(experiment.config, parallel="jit")
-        self._plain = dataclasses.replace(experiment, config=config)
+        config, facts = dataclasses.replace(experiment.config, parallel="jit"), experiment.facts
+        self._plain = dataclasses.replace(experiment, config=config, recorded=facts)
         self._feeder = self._plain.feeder(experiment.dataset.splits["train"])
         self._advance = self._plain.train_call(self._feeder)
         self._probe = _Probe(self._plain.model)

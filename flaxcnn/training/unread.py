@@ -13,7 +13,7 @@ from flaxcnn.data.sources import Dataset
 from flaxcnn.data.splits import Split, hold_out
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import Config
-from flaxcnn.training.experiment import load_data
+from flaxcnn.training.parts import load_data
 
 Labels = Mapping[str, Any]  # by split a class for each image, [N]
 Header = tuple[tuple[str, ...], tuple[int, int, int], Labels]
@@ -32,16 +32,16 @@ _PUBLISHED = {
 
 @dataclass(frozen=True)
 class UnreadSplit:
-    """Labels int32 [N] without their images. What `load` gives is one example, whatever is asked.
+    """`strata` int32 [N], without images. What `load` gives is one example, whatever is asked.
 
     `example` is an image uint8 [1, H, W, C] and what belongs to it, with the same leading axis.
     """
 
-    labels: np.ndarray
+    strata: np.ndarray
     example: tuple[np.ndarray, Any]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.strata)
 
     def load(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
         """The example."""
@@ -49,7 +49,7 @@ class UnreadSplit:
 
     def subset(self, indices: np.ndarray) -> "UnreadSplit":
         """See `flaxcnn.data.splits.Split`."""
-        return UnreadSplit(self.labels[indices], self.example)
+        return UnreadSplit(self.strata[indices], self.example)
 
 
 def make_unread(
@@ -67,7 +67,7 @@ def make_unread(
 def forget_images(dataset: Dataset) -> Dataset:
     """The data set with one example of each split instead of all its images."""
     splits: dict[str, Split] = {
-        name: UnreadSplit(split.labels, split.load(np.arange(1)))
+        name: UnreadSplit(split.strata, split.load(np.arange(1)))
         for name, split in dataset.splits.items()
     }
     return dataclasses.replace(dataset, splits=splits)
@@ -76,12 +76,14 @@ def forget_images(dataset: Dataset) -> Dataset:
 def open_unread(config: Config) -> Dataset:
     """The config's data set without its images where its files say what they are without decoding.
 
-    That is so of tfds, whose classes are taken to be equally frequent, and of folders; any other
-    set is read as for training. Raises UserError for what is not there.
+    That is so of labelled images of tfds, whose classes are taken to be equally frequent, and of
+    folders; any other set is read as for training. Raises UserError for what is not there.
     """
     data = config.data
     kind, _, name = data.source.partition(":")
     image_format = ImageFormat(tuple(data.image_size), data.resize, data.channels)
+    if config.task.name != "classification":
+        return load_data(config)
     if kind == "tfds" and name:
         header = _open_tfds(name, image_format)
     elif kind == "folder" and name:
@@ -92,9 +94,8 @@ def open_unread(config: Config) -> Dataset:
     if not {"train", "all"} & dataset.splits.keys():
         raise UserError(f"data.source: {data.source} has no train split")
     splits = _divide(dataset.splits, config)
-    splits["train"] = subsample(
-        splits["train"], dataset.class_names, data.subsample.to_dict(), config.seed
-    )
+    shares = data.balance.subsample.to_dict()
+    splits["train"] = subsample(splits["train"], dataset.class_names, shares, config.seed)
     return dataclasses.replace(dataset, splits=splits)
 
 
@@ -132,6 +133,6 @@ def _divide(splits: dict[str, Split], config: Config) -> dict[str, Split]:
         splits = {"train": splits["all"]}
     for name, share in shares.items():
         if name not in splits and share:
-            kept, held = hold_out(splits["train"].labels, share, config.seed)
+            kept, held = hold_out(splits["train"].strata, share, config.seed)
             splits |= {name: splits["train"].subset(held), "train": splits["train"].subset(kept)}
     return splits

@@ -12,11 +12,12 @@ from orbax.checkpoint import v1 as ocp
 from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
 from flaxcnn.training import (
-    CheckpointConfig,
     Config,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
     diff,
     record,
     train,
@@ -32,12 +33,13 @@ RATE = 0.05
 
 def make_config(rate: float = RATE, **fields) -> Config:
     """Two epochs of 4 steps, in calls of 2; layers that do not end in the order of their names."""
-    optimizer = OptimizerConfig(learning_rate=rate, schedule="constant", kwargs={"momentum": 0.9})
+    schedule = ScheduleConfig(name="constant")
+    optimizer = OptimizerConfig(learning_rate=rate, schedule=schedule, kwargs={"momentum": 0.9})
     return Config(
         model=ModelConfig("mnist_mlp_512", kwargs={"hidden": (8,)}),
         data=DataConfig("digits", batch_size=320, validation=0.0),
         optimizer=optimizer,
-        checkpoint=CheckpointConfig(keep_last=2, keep_best=0),
+        run=RunConfig(keep_last=2, keep_best=0),
         epochs=2,
         steps_per_call=2,
         **fields,

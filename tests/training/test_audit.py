@@ -12,16 +12,16 @@ from flaxcnn.commands.main import main
 from flaxcnn.commands.verify import format_certificate
 from flaxcnn.errors import UserError
 from flaxcnn.training import (
-    CheckpointConfig,
     Config,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
     audit,
     train,
     verify,
 )
-from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.replay import open_run
 from flaxcnn.training.state import hash_layout, hash_tree
 from flaxcnn.training.workdir import Workdir
@@ -37,8 +37,8 @@ def trained(tmp_path_factory):
     config = Config(
         model=ModelConfig("mnist_mlp_512", kwargs={"hidden": (8,), "dropout": 0.2}),
         data=DataConfig("digits", batch_size=256, augment=(("flip",),)),
-        optimizer=OptimizerConfig(schedule="plateau", patience=1),
-        checkpoint=CheckpointConfig(keep_last=2, keep_best=0),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(name="plateau", patience=1)),
+        run=RunConfig(keep_last=2, keep_best=0),
         epochs=EPOCHS,
         steps_per_call=STEPS_PER_EPOCH,
     )
@@ -142,7 +142,6 @@ def test_a_flipped_byte(copied):
 
 def test_a_checkpoint_that_was_written_anew_with_a_hash_of_its_own(copied):
     rewrite_checkpoint(copied, 20, nudge)
-    assert SavedCheckpoints(copied / "saved", "accuracy").steps == [10, 20, 30, 40, 45, 50]
     certificate = verify(copied, segments=0)
     expected = "checkpoint 20 is not the state whose hash metrics.jsonl has"
     assert certificate["problems"] == [expected]

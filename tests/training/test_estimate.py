@@ -17,7 +17,8 @@ from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, e
 from flaxcnn.training import tpu_compile as tpu
 from flaxcnn.training.chips import CHIPS, NAMES, Chip, find_chip, present_chip
 from flaxcnn.training.estimate import assess, estimate_config, parse_duration
-from flaxcnn.training.experiment import Experiment, find_facts, load_data
+from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.parts import load_data
 from flaxcnn.training.step_cost import (
     Step,
     abstract_bytes,
@@ -40,7 +41,7 @@ def make_experiment(images: int = 96, **optimizer) -> Experiment:
     )
     labels = {"train": np.arange(images) % 10, "validation": np.arange(20) % 10}
     dataset = make_unread("none", tuple("0123456789"), (8, 8, 1), labels)
-    return Experiment(config, find_facts(config, dataset), dataset)
+    return Experiment(config, dataset, Experiment(config, dataset).facts)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,8 @@ def judge(steps, *, images=1000, accumulate=1, memory=180.0, session=None):
     chip = Chip("x", "X", "gpu", "x", {"float32": 1e12}, 1e9, memory, "")
     experiment = SimpleNamespace(
         config=Config(epochs=3, optimizer=OptimizerConfig(accumulate=accumulate)),
-        plan=SimpleNamespace(steps_per_epoch=7, examples_per_epoch=images),
+        plan=SimpleNamespace(steps_per_epoch=7),
+        draws=range(images),
     )
     return assess(experiment, chip, steps, method="compiled", session=session)  # pyright: ignore
 
@@ -246,7 +248,8 @@ def test_a_folder_is_divided_as_for_training_and_not_decoded(tmp_path, divided):
             for index in range(count):
                 cv2.imwrite(str(folder / f"{index}.png"), np.full((4, 4, 3), index, np.uint8))
     data = DataConfig(source=f"folder:{tmp_path}", image_size=(4, 4), channels=3, batch_size=4)
-    config = Config(data=dataclasses.replace(data, subsample=ConfigDict({"cat": 0.5})))
+    data.balance.subsample = ConfigDict({"cat": 0.5})
+    config = Config(data=data)
     loaded = load_data(config)
     for image in tmp_path.rglob("*.png"):
         image.write_bytes(b"")
@@ -254,7 +257,7 @@ def test_a_folder_is_divided_as_for_training_and_not_decoded(tmp_path, divided):
     assert opened.class_names == loaded.class_names and opened.image_shape == loaded.image_shape
     assert opened.splits.keys() == loaded.splits.keys()
     for name, split in loaded.splits.items():
-        np.testing.assert_array_equal(opened.splits[name].labels, split.labels)
+        np.testing.assert_array_equal(opened.splits[name].strata, split.strata)
 
 
 def test_a_set_that_is_not_prepared_is_known_by_what_is_published(monkeypatch):

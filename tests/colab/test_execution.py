@@ -12,10 +12,10 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from notebooks import ROOT, SOURCES
+from notebooks import ROOT, SOURCES, find_cell
 from PIL import Image
 
-PICTURES = {"1_first_network": 5}
+PICTURES = {"1_first_network": 5, "2_zoo_tour": 3, "3_cifar10": 4, "7_reproduce": 1}
 
 
 def execute(notebook: Path, folder: Path, env: dict[str, str]) -> nbformat.NotebookNode:
@@ -62,3 +62,13 @@ def test_runs(source, tfds_dir, command_env, tmp_path):
     assert all(len(np.unique(picture)) > 10 for picture in pictures)  # none is blank
     said = "".join(output.get("text", "") for cell in code for output in cell.outputs)
     assert "Traceback" not in said and "Warning" not in said
+
+
+@pytest.mark.slow
+def test_the_command_line_notebook_stops_too(monkeypatch):
+    """Which asks in a process of its own; the others are in test_notebooks.py."""
+    (source,) = [source for source in SOURCES if source.stem == "7_reproduce"]
+    monkeypatch.setenv("COLAB_TPU_1VM", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(RuntimeError, match=r"^a TPU is here \(COLAB_TPU_1VM=1\) and JAX computes"):
+        exec(find_cell(source, "unused_accelerator"), {"subprocess": subprocess, "sys": sys})

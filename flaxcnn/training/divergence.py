@@ -172,7 +172,7 @@ class _RunDiff:
         return found
 
     def _compare_initial(self, differed: int) -> None:
-        """The states at step 0, made again; where they are the same, it is known that they agreed."""
+        """The states at step 0, made again; where they are the same, the runs agreed there."""
         found = self.found
         initial = [to_host(run.restore(0)[0]) for run in (self._a, self._b)]
         if len(set(map(hash_tree, initial))) > 1:

@@ -106,11 +106,9 @@ class Copies:
         paths = (path for path in staged.rglob("*") if path.is_file())
         files = sorted(path.relative_to(staged).as_posix() for path in paths)
         hashes = {file: self._hash(_pieces(staged / file)) for file in files}
-        if before is not None:
-            if _essence(before.files) == _essence(hashes):
-                return False
-            # Of a session that continued elsewhere, from a checkpoint before.
-            self._storage.remove(f"{name}/{_MANIFEST}")
+        # Another one is of a session that resumed from a checkpoint before, on another machine.
+        if before is not None and _essence(before.files) == _essence(hashes):
+            return False
         for file in files:
             self._storage.write(f"{name}/{file}", self._watched(_pieces(staged / file)))
         for file in () if self._storage.checks_itself else files:

@@ -5,6 +5,7 @@ them. The last tests train.
 """
 
 import errno
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -23,7 +24,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
-from flaxcnn.training import Config, ModelConfig, RunConfig, loop, mirror, restore, train
+from flaxcnn.training import Config, ModelConfig, RunConfig, copies, loop, mirror, restore, train
 from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.extend import extend
 from flaxcnn.training.logger import read_rows
@@ -356,6 +357,38 @@ def test_the_last_whole_copy_stays_until_the_next_is_whole(tmp_path):
         copying._copy_what_is_new(copying._copies)
     assert all(whole for name, whole in seen if name != "1")
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["3"]
+    save(workdir, 4, keep_last=1)  # between copying and removing
+    copying._prune(copying._copies)
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["3"]
+
+
+def test_a_checkpoint_that_the_run_removes_just_now_is_no_failure(tmp_path, monkeypatch):
+    workdir, link = begin(tmp_path / "run"), copies._link
+
+    def remove_and_link(source, target):
+        shutil.rmtree(workdir.checkpoints / "1", ignore_errors=True)
+        link(source, target)
+
+    save(workdir, 1)
+    save(workdir, 2)
+    monkeypatch.setattr(copies, "_link", remove_and_link)
+    copying = Mirror(str(tmp_path / "m"), workdir)
+    copying._copy_what_is_new(copying._copies)
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["2"]
+
+
+def test_a_step_that_was_reached_again_on_another_machine_is_copied_again(tmp_path):
+    operate(tmp_path, Faulty(tmp_path / "mirror"))
+    workdir = Workdir(tmp_path / "run")
+    (workdir.checkpoints / "3" / "meta").write_bytes(b"other bits")
+    first = Mirror(str(tmp_path / "mirror"), workdir, Faulty(tmp_path / "mirror", 6))
+    with pytest.raises(OSError, match="EIO"):
+        first._copy_what_is_new(first._copies)
+    assert check_is_whole(resume(tmp_path / "mirror", tmp_path / "fresh")) == 2
+    again = Mirror(str(tmp_path / "mirror"), workdir)
+    again._copy_what_is_new(again._copies)
+    newest = resume(tmp_path / "mirror", tmp_path / "fresh2").checkpoints / "3"
+    assert (newest / "meta").read_bytes() == b"other bits"
 
 
 def test_of_a_finished_run_the_result_is_found(tmp_path, capsys):
@@ -486,9 +519,11 @@ def test_a_manifest_that_names_files_elsewhere_is_not_believed(tmp_path):
     operate(tmp_path, Faulty(tmp_path / "mirror"))
     manifest = tmp_path / "mirror" / "3" / "manifest.json"
     content = json.loads(manifest.read_text())
-    content["files"]["../../../x"] = "0" * 64
+    (tmp_path / "x").write_text("x")
+    content["files"]["../../x"] = hashlib.sha256(b"x").hexdigest()
     manifest.write_text(json.dumps(content))
     assert check_is_whole(resume(tmp_path / "mirror", tmp_path / "fresh")) == 2
+    assert not (tmp_path / "fresh" / "x").exists()
 
 
 @pytest.mark.skipif(

@@ -20,7 +20,7 @@ def get_config() -> Config:
             image_size=(150, 150),  # height, width
             channels=3,
             batch_size=32,
-            on_bad_image="skip",  # leaves damaged files out and counts them
+            on_bad_image="skip",  # and counts them
             augment=(("flip",), ("affine", 20, 0.1, (0.8, 1.2), 10), ("brightness", 0.2)),
         ),
         optimizer=OptimizerConfig(name="adam", learning_rate=0.0005),

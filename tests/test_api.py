@@ -1,10 +1,11 @@
-"""docs/api.md is what the docstrings say, and docs/README.md names every document."""
+"""docs/api.md is what the docstrings say, docs/README.md names every document, links lead on."""
 
 import importlib.util
 import re
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 LINKS = re.compile(r"\]\((?!http)([^)#]+)\)")
 
 
@@ -19,4 +20,23 @@ def test_the_list_of_public_names_is_up_to_date():
         assert len(re.findall(rf"^- \[`{name}\b", text, re.MULTILINE)) == 1, name
     for line in re.findall(r"^- .*", text, re.MULTILINE):
         assert re.fullmatch(r"- \[`.*`\]\(.*\.py\): \S.{12,98}\.", line), f"no sentence: {line}"
-    assert all((DOCS / link).is_file() for link in LINKS.findall(text))
+
+
+def test_the_indexes_name_every_document():
+    for index in DOCS.rglob("README.md"):
+        linked = {(index.parent / link).resolve() for link in LINKS.findall(index.read_text())}
+        folders = {file.parent for file in linked if file.name == "README.md"}
+        missing = [
+            file
+            for file in index.parent.rglob("*.md")
+            if file not in linked | {index} and file.parent not in folders
+        ]
+        assert not missing, f"{index} has no line on these"
+
+
+def test_every_link_leads_to_a_file():
+    files = [*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *DOCS.rglob("*.md")]
+    links = {(file, link) for file in files for link in LINKS.findall(file.read_text())}
+    assert len(links) > 40
+    missing = [(file, link) for file, link in links if not (file.parent / link).exists()]
+    assert not missing

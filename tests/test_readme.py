@@ -1,5 +1,6 @@
-"""The README's commands are the ones that CI runs, and what it shows works."""
+"""The README's commands are the ones that CI runs; what it and its two guides show works."""
 
+import functools
 import inspect
 import re
 import shlex
@@ -10,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+import flaxcnn
 from flaxcnn.commands.main import make_parser
 from flaxcnn.commands.train import parse
 from flaxcnn.training import load_config, train
@@ -20,6 +23,8 @@ from flaxcnn.training.workdir import Workdir
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+FILES = (ROOT / "README.md", ROOT / "docs" / "training.md", ROOT / "docs" / "networks.md")
+GUIDES = "\n".join(file.read_text() for file in FILES)
 
 
 def test_ci_runs_the_two_commands_of_the_first_screen():
@@ -34,7 +39,7 @@ def test_ci_runs_the_two_commands_of_the_first_screen():
 
 def find_example(*parts: str) -> str:
     """The one Python example that has all these `parts`."""
-    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", GUIDES, re.DOTALL)
     (example,) = [text for text in examples if all(part in text for part in parts)]
     return example
 
@@ -43,6 +48,28 @@ def test_the_python_example_runs():
     names: dict = {}
     exec(find_example("create_model", "logits ="), names)
     assert names["logits"].shape == (1, 10)
+
+
+def test_the_examples_of_networks_and_weights_run(tmp_path, monkeypatch):
+    names: dict = {}
+    exec(find_example("create_model", "feature_info"), names)
+    assert [stage.channels for stage in names["stages"]] == [512, 1024, 2048]
+    images = jnp.zeros((1, 32, 32, 3))
+    network = flaxcnn.create_model("resnet18")
+    shapes = jax.eval_shape(lambda key: network.init(key, images, train=False), jax.random.key(0))
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), shapes)
+    tensors = flaxcnn.weights.export("resnet18", variables, layout="torchvision")
+    assert tensors["conv1.weight"].shape == (64, 3, 7, 7)
+    save_file(tensors, tmp_path / "resnet18.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="1000 classes, and num_classes is 10"):
+        exec(find_example("load_file", "convert"), names)
+    assert names["variables"]["params"]["classifier"]["kernel"].shape == (512, 10)
+    apply = functools.partial(names["model"].apply, names["variables"], train=False)
+    logits = jax.eval_shape(apply, images)
+    assert logits.shape == (1, 10)
+    exec(find_example("convert", "export"), names)
+    np.testing.assert_array_equal(names["tensors"]["conv1.weight"], tensors["conv1.weight"])
 
 
 def test_the_example_of_a_notebook_trains(tmp_path, monkeypatch):
@@ -86,13 +113,6 @@ def test_the_whole_config_fits_a_folder_of_photographs(tmp_path, monkeypatch):
     assert {"loss", "accuracy"} <= set(metrics)
 
 
-def test_every_file_that_is_linked_exists():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    missing = [link for link in links if not (ROOT / link).exists()]
-    assert not missing
-
-
 @pytest.mark.parametrize("name", list_files())
 def test_a_config_is_valid_and_says_how_to_run_it(name):
     load_config(name)
@@ -101,9 +121,9 @@ def test_a_config_is_valid_and_says_how_to_run_it(name):
     assert [line for line in lines if line.strip().startswith(command)]
 
 
-def test_every_command_of_the_readme_is_one():
+def test_every_command_is_one():
     """Names and options; what they do is tested in tests/commands/test_main.py."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", GUIDES, re.DOTALL))
     commands = re.findall(r"^flaxcnn (.*?)(?:  #.*)?$", blocks, re.MULTILINE)
     assert len(commands) > 6
     for command in commands:

@@ -1,9 +1,9 @@
 """Every test runs on CPU with 8 virtual devices, strict ranks and a compilation cache.
 
-Without -m, the tests marked `slow` or `zoo` are left out. What a run costs is printed at its end in
+Without -m, the tests marked `slow` or `zoo` are skipped. What a run costs is printed at its end in
 CPU-seconds, by file, and limited (cpu_seconds.py).
 
-A test compiles for longer than it computes, so LLVM's optimizations are left out (XLA's are not):
+A test compiles for longer than it computes, so LLVM's optimizations are off (XLA's are not):
 four files took 23 to 55 % less time. The commands that tests start are compiled as a user's; for
 the tests themselves, too, set XLA_FLAGS=--xla_backend_optimization_level=3, as two training steps
 of -m zoo need: without, rounding moves a gradient of each by 0.13 %, and 0.1 is the bar.
@@ -93,9 +93,9 @@ def search_once() -> Iterator[None]:
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder of real data sets that lies beside the repository of the project's own CI."""
+    """The folder of real data sets beside the repository, where there is one."""
     if not SHARED.is_dir():
-        pytest.skip("needs the data sets in ../shared, which only the project's CI has")
+        pytest.skip("needs the data sets in ../shared")
     return SHARED
 
 

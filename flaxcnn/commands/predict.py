@@ -15,7 +15,7 @@ from flaxcnn.training.inference import load_run
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the answers of each batch as they come; exit status 1 if a file had to be left out.
+    """Prints the answers of each batch as they come; exit status 1 if a file had to be skipped.
 
     Those are named at the end. Raises UserError if not one could be read.
     """
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print("]")
     if bad:
-        print(f"flaxcnn predict: left out {len(bad)} of {len(files)} files:", file=sys.stderr)
+        print(f"flaxcnn predict: skipped {len(bad)} of {len(files)} files:", file=sys.stderr)
         print(*(f"  {line}" for line in bad), sep="\n", file=sys.stderr)
     return FAILED if bad else DONE
 

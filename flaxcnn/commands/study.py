@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     with StopSignal() as signals:
         done = carry_out(runs) if args.jobs == 1 else run_parallel(runs, args.jobs)
     if not done:
-        print(f"stopped at a saved step; to go on, run the same command again ({workdir})")
+        print(f"stopped at a saved step; the same command again resumes ({workdir})")
         return signals.status
     jobs = f" --jobs {args.jobs}" if args.jobs != 1 else ""
     command = f"flaxcnn study {args.file}{' --quick' if args.quick else ''}{jobs}"

@@ -42,10 +42,10 @@ def open_folder(path: str, image_format: ImageFormat, record: Record | None = No
 
     Classes are sorted by name, and so are the files of a class, which may lie in folders within its
     own. Links are followed; hidden files and __MACOSX are skipped. What else is no image, folders
-    beside the splits and a test folder without classes are left aside; that is said on stderr, and
+    beside the splits and a test folder without classes are skipped; that is reported on stderr, and
     so is how many images of another split are copies of training images.
     With the `record` of a run the splits are those it has recorded, and files that have been added
-    since are left aside.
+    since are skipped.
     Raises UserError if classes are missing, empty or not the same in every split, if images differ
     in size and the format has none, or if the folder is not what was recorded.
     """

@@ -33,7 +33,7 @@ class FolderFiles:
     divided: bool = False  # into folders of splits
     class_names: tuple[str, ...] = ()
     files: dict[str, dict[str, int]] = field(default_factory=dict)  # by split, or of "all": bytes
-    notes: list[str] = field(default_factory=list)  # what was left aside, one line each
+    notes: list[str] = field(default_factory=list)  # what was skipped, one line each
 
     def class_of(self, name: str) -> str:
         """The class of an image."""
@@ -124,7 +124,7 @@ def _find_splits(found: FolderFiles) -> dict[str, Path]:
         raise UserError(f"data.source: {root} has no train folder beside {named[0].name}")
     for child in children:
         if child not in named:
-            found.notes.append(f"{child.path} is neither train, validation nor test: left aside")
+            found.notes.append(f"{child.path} is neither train, validation nor test: skipped")
     return {name: folders[name] for name in ("train", "validation", "test") if name in folders}
 
 
@@ -187,15 +187,15 @@ class _Walk:
         """What there is to say, one line each."""
         lines = []
         if self._aside:
-            lines.append(f"left aside in {self._root}: {_count_suffixes(self._aside)}")
+            lines.append(f"skipped in {self._root}: {_count_suffixes(self._aside)}")
         if self._loose:
-            lines.append(f"left aside in {self._root}: {self._loose} outside the classes' folders")
+            lines.append(f"skipped in {self._root}: {self._loose} outside the classes' folders")
         if self._nested:
             folders = listing(self._nested)
             lines.append(f"{self._root}: images in {folders} are their outer folder's class")
         if self._loops:
             links = listing(self._loops)
-            lines.append(f"{self._root}: {links} link to a folder above them: left aside")
+            lines.append(f"{self._root}: {links} link to a folder above them: skipped")
         return lines
 
 

@@ -104,7 +104,7 @@ def _divide(total: int, weights: np.ndarray) -> np.ndarray:
 
 
 def by_label(field: str, class_names: Sequence[str], values: Mapping[str, Any]) -> dict[int, Any]:
-    """`values` by label in the place of name. Raises UserError for an unknown class."""
+    """`values` by label instead of name. Raises UserError for an unknown class."""
     labels = {name: label for label, name in enumerate(class_names)}
     for name in values:
         if name not in labels:

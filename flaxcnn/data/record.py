@@ -9,7 +9,7 @@ from flaxcnn.errors import UserError
 
 Files = Mapping[str, Mapping[str, int]]
 """By split, in its order, each image's path below the folder and its size in bytes; "skipped" holds
-those that were left out. {} where a set is no folder."""
+those that were skipped. {} where a set is no folder."""
 
 
 @dataclass(frozen=True)

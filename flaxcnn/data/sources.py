@@ -29,7 +29,7 @@ class Dataset:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]  # height, width, channels
     splits: dict[str, Split]
-    skipped: int  # images left out because they cannot be read
+    skipped: int  # images skipped because they cannot be read
     version: str  # changes with the set: a hash of its files, or the publisher's word
     files: Files = dataclasses.field(default_factory=dict)  # of a folder
 
@@ -210,7 +210,7 @@ OPENERS: dict[str, Callable[[str, ImageFormat, Record | None], Opened]] = {
 
 
 def _load(source: str, opened: Opened, on_bad_image: str, resident_limit: int) -> Dataset:
-    """Decodes everything once; the errors of all splits are told together.
+    """Decodes everything once; the errors of all splits are reported together.
 
     `on_bad_image` is the config's, or "refuse" where every image has been read before.
     """
@@ -256,7 +256,7 @@ def _tell(source: str, errors: list[UserError], on_bad_image: str) -> None:
         raise refuse(source, shown)
     elif errors:
         count = f"{source}: {len(errors)} images cannot be read: " if len(errors) > 1 else ""
-        raise UserError(f"{count}{'; '.join(shown)} (data.on_bad_image=skip leaves them out)")
+        raise UserError(f"{count}{'; '.join(shown)} (to skip them: data.on_bad_image=skip)")
 
 
 def _has_labels(title: str, name: str, labels: np.ndarray, classes: int) -> bool:

@@ -140,7 +140,7 @@ def load_records(
     """Decodes every image once. Returns the split of those that can be read, and the errors.
 
     Up to `resident_limit` bytes of pixels stay in memory; a larger split decodes again on loading.
-    `title` stands beside the progress bar. The errors are by the index of the image they leave out.
+    `title` stands beside the progress bar. The errors are by the index of the skipped image.
     """
     count = len(records)
     resident = count * int(np.prod(image_shape)) <= resident_limit

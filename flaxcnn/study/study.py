@@ -1,7 +1,7 @@
 """A study: variations of one experiment, each trained with several seeds, compared in one report.
 
 A study file's `get_study()` returns a `Study`. Every run is one of `flaxcnn train`, in a folder of
-its own (`<workdir>/<case>/seed0`), so a study that was stopped goes on where it was, and each of
+its own (`<workdir>/<case>/seed0`), so a study that was stopped resumes where it was, and each of
 its rows can be repeated alone, bit for bit.
 """
 

@@ -57,7 +57,7 @@ class DataConfig:
     channels: int = 0  # 1 grey, 3 RGB, 0 as in the source
     split: tuple[float, ...] = (0.7, 0.15, 0.15)  # folders without train/validation/test
     validation: float = 0.1  # share of train held out when the source has no validation split
-    on_bad_image: str = "error"  # or "skip": leave damaged images out and count them
+    on_bad_image: str = "error"  # or "skip": damaged images are skipped and counted
     feeder: str = "auto"  # "resident" (on the device), "streaming", or by resident_limit
     resident_limit: int = 2**31  # bytes of uint8 images up to which "auto" is "resident"
     augment: tuple[Any, ...] = ()  # of the training images: (("flip",), ("rotate", 15)), in order

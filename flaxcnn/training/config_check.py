@@ -122,7 +122,7 @@ def _check_imbalance(balance: BalanceConfig, loss: LossConfig) -> None:
     if balance.expand and balance.sampler != "natural":
         raise UserError(
             f"{field}.expand and {field}.sampler={balance.sampler!r} both say how often an image "
-            "is shown: leave one of them out"
+            "is shown: give one of them"
         )
     if not 0 < balance.repeat_threshold <= 1:
         threshold = balance.repeat_threshold

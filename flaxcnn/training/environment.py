@@ -1,4 +1,4 @@
-"""What this machine and this installation are, and what a run should be told of them.
+"""What this machine and this installation are, and what the start of a run reports of them.
 
 `environment` is the record a run keeps. Versions come from the packages' metadata, so nothing is
 imported to learn them.
@@ -37,7 +37,7 @@ PLUGINS = {"libtpu": "tpu", "jax-cuda12-plugin": "cuda12", "jax-cuda13-plugin": 
 
 
 def find_warnings() -> list[str]:
-    """Say what a run should be told before it starts.
+    """Report what a user should know before a run starts.
 
     A bad jaxlib; an accelerator that is not used; a libtpu or CUDA plugin that jax does not pin.
     The last is not said of Colab and Kaggle, which choose pairs of their own, if theirs is used.

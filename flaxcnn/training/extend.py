@@ -13,7 +13,7 @@ from flaxcnn.training.workdir import Workdir
 
 
 def extend(config: Config, workdir: str | Path, epochs: int) -> None:
-    """Records in run.json that the run of `config` in `workdir` is to go on for `epochs` more.
+    """Records in run.json that the run of `config` in `workdir` is to train for `epochs` more.
 
     It is unfinished then, and is resumed as any other. The added epochs keep the rate of the last
     step, so that it does not become the run that would have been longer from the start. A run

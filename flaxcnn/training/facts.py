@@ -43,7 +43,7 @@ class Facts:
     class_names: list[str]
     image_shape: list[int]  # height, width, channels
     examples: dict[str, int]  # per split
-    skipped: int  # damaged images left out
+    skipped: int  # damaged images
     mean: list[float]
     std: list[float]
     parameters: int

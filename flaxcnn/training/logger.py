@@ -24,7 +24,7 @@ _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
 
 
 def read_rows(workdir: Workdir) -> list[Row]:
-    """The rows of metrics.jsonl; a last line that a kill cut off is left out."""
+    """The rows of metrics.jsonl; a last line that a kill cut off is skipped."""
     if not workdir.metrics.exists():
         return []
     lines = workdir.metrics.read_text().split("\n")

@@ -151,7 +151,7 @@ def test_predict_takes_folders_and_leaves_bad_files_out(workdir, tmp_path, capsy
     out, said = capsys.readouterr()
     names = ["a/0.png", "a/2.png", "a/b/0.png", "a/b/1.png"]
     assert [result["image"] for result in json.loads(out)] == [str(tmp_path / n) for n in names]
-    assert said.startswith("flaxcnn predict: left out 3 of 7 files:\n")
+    assert said.startswith("flaxcnn predict: skipped 3 of 7 files:\n")
     assert said.count(f"  {nowhere}: No such file") == 2 and "a/1.png" in said
     assert sorted(workdir.rglob("*")) == before  # a reader changes nothing
     for arguments, line in [

@@ -1,4 +1,4 @@
-"""Folders of images that are not as they should be: read, or told in one line."""
+"""Folders of images that are not as they should be: read, or reported in one line."""
 
 import os
 
@@ -97,8 +97,8 @@ def test_formats_are_read_or_counted(tmp_path, capsys):
     assert sum(map(len, dataset.splits.values())) == 3 * len(kinds)
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"left aside in {tmp_path}: 12 .heic, 3 .svg, 1 without suffix",
-        f"left aside in {tmp_path}: 1 outside the classes' folders",
+        f"skipped in {tmp_path}: 12 .heic, 3 .svg, 1 without suffix",
+        f"skipped in {tmp_path}: 1 outside the classes' folders",
     ]
 
 
@@ -119,7 +119,7 @@ def test_links_are_followed_and_loops_left_aside(tmp_path, capsys):
     (tmp_path / "store" / "b" / "again").symlink_to(root / "b")
     dataset = load(root)
     assert dataset.class_names == ("a", "b") and sum(map(len, dataset.splits.values())) == 6
-    assert "b/again link to a folder above them: left aside" in capsys.readouterr().err
+    assert "b/again link to a folder above them: skipped" in capsys.readouterr().err
     (root / "a" / "gone.png").symlink_to("nowhere")
     assert "a/gone.png: No such file or directory" in line(root)
 
@@ -158,7 +158,7 @@ def test_all_images_that_cannot_be_read_are_named_together(tmp_path, capsys):
     (tmp_path / "test/b/3.png").write_text("no image")
     said = line(tmp_path, validation=0)
     assert said.startswith(f"folder:{tmp_path}: 23 images cannot be read: ")
-    assert said.endswith("; and 3 more (data.on_bad_image=skip leaves them out)")
+    assert said.endswith("; and 3 more (to skip them: data.on_bad_image=skip)")
     assert said.count(" is damaged: ") == 20 and "train/a/10.png is damaged" in said
     dataset = load(tmp_path, validation=0, on_bad_image="skip")
     assert dataset.skipped == 23 and len(dataset.splits["test"]) == 18

@@ -181,7 +181,7 @@ def test_damaged_record_is_named(monkeypatch):
     fake(monkeypatch, {"train": train})
     assert line("tfds:fake", image_size=(5, 5)) == (
         "tfds:fake: 2 images cannot be read: tfds:fake train: image 7 is damaged; "
-        "tfds:fake train: image 8 is damaged (data.on_bad_image=skip leaves them out)"
+        "tfds:fake train: image 8 is damaged (to skip them: data.on_bad_image=skip)"
     )
     assert load_dataset("tfds:fake", image_size=(5, 5), on_bad_image="skip").skipped == 2
 

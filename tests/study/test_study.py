@@ -1,4 +1,4 @@
-"""Studies: which runs they plan, that they go on where they stopped, and what their report says."""
+"""Studies: which runs they plan, that they resume where they stopped, what their report says."""
 
 import json
 import statistics
@@ -147,7 +147,7 @@ def test_a_study_goes_on_where_it_stopped(done, monkeypatch, capsys):
     removed.unlink()
     (workdir / "rates.md").unlink()
     assert main(["study", str(file), "--quick", "--workdir", str(workdir)]) == 75
-    assert "to go on, run the same command again" in capsys.readouterr().out
+    assert "the same command again resumes" in capsys.readouterr().out
     assert not (workdir / "rates.md").exists()
 
 

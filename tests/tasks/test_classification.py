@@ -69,7 +69,7 @@ def test_top5_breaks_ties_like_argmax_and_never_counts_nan():
 
 @pytest.mark.parametrize(("outputs", "bad"), [(7, np.nan), (1, np.nan), (1, np.inf)])
 def test_logits_that_are_no_numbers_are_right_for_nobody(outputs, bad):
-    """argmax takes the place of a NaN, which one label in seven has."""
+    """argmax is the place of a NaN, which one label in seven has."""
     task, classes = make_task(max(outputs, 2), "mse"), max(outputs, 2)
     labels = np.arange(3 * classes, dtype=np.int32) % classes
     logits = np.eye(classes, outputs, dtype=np.float32)[labels] - np.float32(outputs == 1) / 2

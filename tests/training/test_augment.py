@@ -1,4 +1,4 @@
-"""Augmentation inside the engine: the step, a run that stops and goes on, a wrong config."""
+"""Augmentation inside the engine: the step, a run that stops and resumes, a wrong config."""
 
 import json
 

@@ -79,17 +79,7 @@ def train(
             print(f"WARNING: {warning}", file=sys.stderr)
         print_start(experiment)
         changes = begin_session(folder)
-        keep = config.run
-        planned = config.epochs * experiment.plan.steps_per_epoch
-        every = keep.keep_every or Fraction(planned, 5)
-        checkpoints = Checkpoints(
-            folder.checkpoints,
-            keep.keep_last,
-            keep.keep_best,
-            find_monitor(config),
-            every,
-            mirror.update,
-        )
+        checkpoints = _open_checkpoints(experiment, folder, mirror)
 
         def stopped(step: int) -> bool:
             lock.check()
@@ -108,6 +98,20 @@ def train(
             return None
         report_run(experiment, folder, state)
         return folder.read("result")
+
+
+def _open_checkpoints(experiment: Experiment, folder: Workdir, mirror: Mirror) -> Checkpoints:
+    """Those of the run, as `run.*` wants them kept; each that is written goes to the mirror."""
+    config, run = experiment.config, experiment.config.run
+    planned = config.epochs * experiment.plan.steps_per_epoch
+    return Checkpoints(
+        folder.checkpoints,
+        run.keep_last,
+        run.keep_best,
+        find_monitor(config),
+        keep_every=run.keep_every or Fraction(planned, 5),
+        on_saved=mirror.update,
+    )
 
 
 def _advance(

@@ -1,13 +1,14 @@
 """Batch size: the perceptron 3072-1024-256-10 on CIFAR-10
 
-The source trains it with batches of 32, 64 and 256 images and reports 56.13 % at 32, and 9, 5 and
-2 seconds per epoch on a Colab GPU. Here: plain SGD at a rate of 0.01 for 10 epochs, 5,000 of the
-training images held out for the validation curve.
+An unpublished notebook trains it with batches of 32, 64 and 256 images and reports 56.13 % at 32,
+and 9, 5 and 2 seconds per epoch on a Colab GPU. Here: plain SGD at a rate of 0.01 for 10 epochs,
+5,000 of the training images held out for the validation curve.
 
 Smaller batches learn more in an epoch, and overfit sooner: at 32 the training loss is still falling
-after ten epochs, while the validation accuracy has been where it ends since the fifth. The source's
-56.13 % is not reached by plain SGD at this rate; the study of the best perceptron asks what does.
-An epoch at 32 takes 1.7 times as long as at 256 on a core of a CPU, 4.5 times on the source's GPU.
+after ten epochs, while the validation accuracy has been where it ends since the fifth. The
+notebook's 56.13 % is not reached by plain SGD at this rate; the study of the best perceptron asks
+what does. An epoch at 32 takes 1.7 times as long as at 256 on a core of a CPU, 4.5 times on the
+notebook's GPU.
 """
 
 from flaxcnn.study import Study, grid

@@ -1,12 +1,12 @@
 """The best perceptron 3072-1024-256-10 on CIFAR-10, class by class
 
-The source puts its best settings together and lists precision, recall and F1. Here: ReLU,
-cross-entropy, SGD and batches of 32 as in the study of batch sizes; beside them what usually helps,
-one after the other: momentum with a falling rate and batches of 128, dropout, mirrored and shifted
-images. 5,000 of the training images are held out for the validation curve.
+An unpublished notebook puts its best settings together and lists precision, recall and F1. Here:
+ReLU, cross-entropy, SGD and batches of 32 as in the study of batch sizes; beside them what usually
+helps, one after the other: momentum with a falling rate and batches of 128, dropout, mirrored and
+shifted images. 5,000 of the training images are held out for the validation curve.
 
 A falling rate with momentum, and twice the epochs, give nearly 4 points over plain SGD and come to
-the source's 56.13 %; dropout adds 0.9 of a point, mirrored and shifted images 1.3. Cats remain
+the notebook's 56.13 %; dropout adds 0.9 of a point, mirrored and shifted images 1.3. Cats remain
 the hardest class in every case.
 """
 

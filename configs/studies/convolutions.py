@@ -1,8 +1,9 @@
 """Convolutions: the 5x5 network on CIFAR-10, then batch normalisation and pooling, then dropout
 
-The source builds its network in three steps: three convolutions of 5x5 and dense layers of 1024 and
-256; batch normalisation and pooling after them; dropout. Here: batches of 128, momentum 0.9, peak
-rate 0.01 with a cosine schedule, 5,000 of the training images held out for the validation curve.
+An unpublished notebook builds its network in three steps: three convolutions of 5x5 and dense
+layers of 1024 and 256; batch normalisation and pooling after them; dropout. Here: batches of 128,
+momentum 0.9, peak rate 0.01 with a cosine schedule, 5,000 of the training images held out for the
+validation curve.
 
 Three epochs and one seed, as an epoch takes 11 to 16 minutes of one core: normalisation and pooling
 are worth 2.4 points with a sixteenth of the parameters and two thirds of the time. Dropout (a

@@ -1,8 +1,8 @@
 """Optimizer: SGD against Adam, the perceptron 3072-1024-256-10 on CIFAR-10
 
-The source says that SGD beats Adam, and that Adam does not converge. Here: batches of 64, 10
-epochs, 5,000 of the training images held out for the validation curve; SGD at a rate of 0.01, Adam
-at its usual 0.001, at a tenth of it, and at SGD's 0.01.
+An unpublished notebook says that SGD beats Adam, and that Adam does not converge. Here: batches of
+64, 10 epochs, 5,000 of the training images held out for the validation curve; SGD at a rate of
+0.01, Adam at its usual 0.001, at a tenth of it, and at SGD's 0.01.
 
 Neither claim holds in general. At a tenth of its usual rate Adam is 1.6 points ahead of SGD, with
 every seed; at its usual rate the two are equal within the spread of the seeds. At SGD's rate of

@@ -1,9 +1,9 @@
 """Imbalance: half of the airplanes and birds removed, and restored by flips
 
-The source removes half of the training images of two classes of CIFAR-10 and restores their number
-by mirror images. Here: the perceptron 3072-1024-256-10, plain SGD at a rate of 0.01, batches of 64,
-10 epochs, 5,000 of the training images held out for the validation curve; the last case flips the
-images of all classes.
+An unpublished notebook removes half of the training images of two classes of CIFAR-10 and restores
+their number by mirror images. Here: the perceptron 3072-1024-256-10, plain SGD at a rate of 0.01,
+batches of 64, 10 epochs, 5,000 of the training images held out for the validation curve; the last
+case flips the images of all classes.
 
 The overall accuracy hides it: half of the birds gone, their recall falls from 0.41 to 0.23, and the
 images lost go to other animals; airplanes hold theirs. Mirror images bring the recall of birds back

@@ -1,16 +1,17 @@
 """Imbalance: cats and dogs scarce, then nine augmented copies of each
 
-The source makes cats and dogs of CIFAR-10 scarce, then adds nine augmented copies of each of their
-images, and reports 72.47 % overall, with 0.35 for cats and 0.49 for dogs. Here a tenth of them is
-left: the 5x5 network with batch normalisation and pooling, batches of 128, momentum 0.9, peak rate
-0.01 with a cosine schedule, 5,000 of the training images held out for the validation curve. There
-is no dropout, which does not pay in so few epochs (configs/studies/convolutions.py).
+An unpublished notebook makes cats and dogs of CIFAR-10 scarce, then adds nine augmented copies of
+each of their images, and reports 72.47 % overall, with 0.35 for cats and 0.49 for dogs. Here a
+tenth of them is left: the 5x5 network with batch normalisation and pooling, batches of 128,
+momentum 0.9, peak rate 0.01 with a cosine schedule, 5,000 of the training images held out for the
+validation curve. There is no dropout, which does not pay in so few epochs
+(configs/studies/convolutions.py).
 
 Scarce, cats are all but never recognised: a recall of 0.04, and 0.13 for dogs. The nine copies make
 that 0.31 and 0.40 (F1 0.38 and 0.49). Birds lose 0.09 of theirs, the others move by 0.04 at most;
 the whole gains 4.5 points, from a fifth more steps too. Class weights give cats and dogs as much
 recall at the others' cost: the whole loses 0.8. It is one seed, where a point may be noise, and
-three epochs, after which the network is still learning: the source's 72.47 % is not reached.
+three epochs, after which the network is still learning: the notebook's 72.47 % is not reached.
 """
 
 from flaxcnn.study import Study

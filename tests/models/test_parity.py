@@ -21,7 +21,8 @@ from flaxcnn.models._network import Outputs
 def check_logits(reference):
     model, variables, _, images = prepare(reference.path)
     logits = jax.jit(functools.partial(model.apply, train=False))(variables, images)
-    expected = np.load(reference.path)["logits"]
+    with np.load(reference.path) as golden:
+        expected = golden["logits"]
     assert np.abs(expected).max() > 1e-3 and np.ptp(expected) > 1e-3
     assert relative_error(logits, expected) < 1e-4
 
@@ -55,7 +56,8 @@ def check_training_step(reference):
         return loss, norms
 
     loss, (gradients, statistics) = step(variables["params"])
-    golden = np.load(reference.path)
+    with np.load(reference.path) as file:
+        golden = dict(file)
     np.testing.assert_allclose(loss, golden["loss"], rtol=1e-4)
     compare(by_source({"params": gradients}, sources), golden["gradients"])
     flat = by_source({"batch_stats": statistics}, sources)
@@ -94,4 +96,5 @@ def test_names_and_shapes_of_a_second_layout(reference):
         for source in sources.values()
         for name, shape in source.their_shapes.items()
     ]
-    assert sorted(tensors) == np.load(reference.path)["tensors"].tolist()
+    with np.load(reference.path) as golden:
+        assert sorted(tensors) == golden["tensors"].tolist()

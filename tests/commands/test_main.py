@@ -140,7 +140,7 @@ def write_digits(folder: Path, count: int) -> None:
         cv2.imwrite(str(folder / f"{i}.png"), np.round(image * 255 / 16).astype(np.uint8))
 
 
-def test_predict_takes_folders_and_leaves_bad_files_out(workdir, tmp_path, capsys):
+def test_predict_takes_folders_and_skips_bad_files(workdir, tmp_path, capsys):
     write_digits(tmp_path / "a", 3)
     write_digits(tmp_path / "a" / "b", 2)
     (tmp_path / "a" / "notes.txt").write_text("no image")
@@ -190,7 +190,7 @@ def test_predict_says_where_the_network_gives_no_numbers(workdir, tmp_path, caps
     assert json.loads(capsys.readouterr().out)[0]["top"] == []
 
 
-def test_predict_refuses_another_size_until_told_how_to_resize(workdir, tmp_path, capsys):
+def test_predict_refuses_another_size_without_resize(workdir, tmp_path, capsys):
     photo = str(tmp_path / "photo.jpg")
     cv2.imwrite(photo, np.zeros((40, 60, 3), np.uint8))
     command = ["predict", "--workdir", str(workdir), photo]

@@ -133,7 +133,7 @@ def test_the_report_has_the_runs_own_figures(done):
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_where_it_stopped(done, monkeypatch, capsys):
+def test_a_study_resumes_where_it_stopped(done, monkeypatch, capsys):
     file, workdir = done
     before = (workdir / "low" / "seed0" / "result.json").read_bytes()
     removed = workdir / "high" / "seed1" / "result.json"

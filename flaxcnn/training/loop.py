@@ -44,7 +44,7 @@ def run(
     finished = folder.has("result")
     result = train(config, workdir, stop=stop, started=started)
     if result is None:
-        print(f"stopped at a saved step; to go on, run the same command again ({folder.path})")
+        print(f"stopped at a saved step; the same command again resumes ({folder.path})")
         return None
     if finished:
         print(f"{folder.path} holds this run, finished; its result:")
@@ -164,7 +164,7 @@ def _restore_or_start(
         if changes is not None:
             print("the run was ended before its first checkpoint: it starts again")
         return 0, experiment.initial_state(), []
-    print(f"going on from step {restored[0]} of {experiment.plan.total_steps}", flush=True)
+    print(f"resuming from step {restored[0]} of {experiment.plan.total_steps}", flush=True)
     if changes:
         print(
             f"WARNING: since the session before, {'; '.join(changes)}: the bits may differ from "

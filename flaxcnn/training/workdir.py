@@ -1,4 +1,4 @@
-"""The folder of one run: what it holds, and whether a command may go on in it.
+"""The folder of one run: what it holds, and whether a command may resume it.
 
 config.json (what was asked for), run.json (what was found: classes, normalisation, steps per
 call), splits.json (of a folder of images: which file is in which split), environment.json,
@@ -68,7 +68,7 @@ class Workdir:
                     raise
                 raise UserError(
                     f"no space left on the disk of --workdir {self.path}; free some and run the "
-                    "same command again: it goes on from the last complete checkpoint"
+                    "same command again: it resumes from the last complete checkpoint"
                 ) from error
             finally:
                 if not self.has("run"):

@@ -117,7 +117,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_with_readers(reference, comm
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75, (tmp_path / "stderr").read_text()
-    assert "to go on, run the same command again" in (tmp_path / "stdout").read_text()
+    assert "the same command again resumes" in (tmp_path / "stdout").read_text()
     assert not (tmp_path / "run" / "result.json").exists()
     # As older versions left it: the run resumes in its own folder, and is loaded from there.
     (tmp_path / "run" / "saved").rename(tmp_path / "run" / "checkpoints")
@@ -127,7 +127,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_with_readers(reference, comm
     stdout, stderr = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
     assert process.returncode == 0, stderr
     assert len(steps) > 2, steps
-    assert "going on from step" in stdout and "\r" not in stdout + stderr
+    assert "resuming from step" in stdout and "\r" not in stdout + stderr
     assert " checkpoints/ " in stdout
     assert not (tmp_path / "run" / "saved").exists()
     assert final_hash(stdout) == expected

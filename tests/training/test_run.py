@@ -211,7 +211,7 @@ def test_sessions_are_kept_and_what_changed_is_said(tmp_path, monkeypatch, capsy
         f"WARNING: since the session before, devices 8 x cpu -> 3 x cpu; CPU threads {threads} -> "
         f"99; jaxlib {jaxlib} -> 0.0.1: the bits may differ from those of an uninterrupted run\n"
     ) in said.err
-    assert "going on from step 2 of 10" in said.out
+    assert "resuming from step 2 of 10" in said.out
     kept = read_sessions(Workdir(tmp_path))
     assert [session["threads"] for session in kept] == [threads, 99]
     assert compare_sessions(kept[1], kept[1]) == []

@@ -218,11 +218,13 @@ class Mirror:
         self._prune(mirror)
 
     def _prune(self, mirror: Copies) -> None:
-        """Removes the copies of what the run does not keep, once what it keeps is whole there."""
+        """Removes what the run has removed, once its newest checkpoint is whole in the mirror.
+
+        What is further than the run stays: it could not be read when this session began.
+        """
         kept = copies.kept(self._folder)
         if not kept or copies.is_result(kept[0]) or kept[0] not in self._done:
             return  # a finished run whose checkpoints were deleted to save space, too
-        finished = any(map(copies.is_result, kept))
         for name in mirror.names():
-            if name not in kept and (finished or not copies.is_result(name)):
+            if name not in kept and copies.order(name) <= copies.order(kept[0]):
                 mirror.remove(name)

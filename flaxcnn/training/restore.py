@@ -135,25 +135,22 @@ def _fetch(
 def _place(folder: Workdir, staging: Path, latest: Copy) -> None:
     """Moves what was fetched into the folder, in an order that may be cut off anywhere.
 
-    An empty folder becomes a run's with its run.json, which therefore comes last there; in one that
-    is a run's, run.json has to be there before the checkpoints that need it.
+    The newest checkpoint comes last: as long as it is missing the mirror has more. Only with it is
+    the run finished, if it is.
     """
     staged = staging / latest.name
-    last = ("result.json",) if folder.has("run") else ("run.json", "result.json")
-    files = sorted(path.name for path in staged.iterdir() if path.is_file())
     (folder.path / "result.json").unlink(missing_ok=True)
-    for name in files:
-        if name not in last:
-            os.replace(staged / name, folder.path / name)
+    files = {path.name for path in staged.iterdir() if path.is_file()}
+    for name in (*sorted(files - {"run.json", "result.json"}), "run.json"):
+        os.replace(staged / name, folder.path / name)
     folder.checkpoints.mkdir(exist_ok=True)
     for name in sorted(os.listdir(staging), key=copies.order):
         source, target = staging / name / CHECKPOINT, folder.checkpoints / name
         if source.is_dir():
             shutil.rmtree(target, ignore_errors=True)
             os.replace(source, target)
-    for name in last:
-        if name in files:
-            os.replace(staged / name, folder.path / name)
+    if "result.json" in files:
+        os.replace(staged / "result.json", folder.path / "result.json")
 
 
 def _try(action: Callable[[], _T]) -> _T:

@@ -42,10 +42,6 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(restore, "PAUSE", 0.0)
 
 
-class Died(BaseException):
-    """The process has ended here."""
-
-
 class Faulty(PathStorage):
     """A file system whose operations (a piece read or written is one) fail from the n-th on.
 
@@ -61,7 +57,7 @@ class Faulty(PathStorage):
         n = next(self.count)
         failing = self.first is not None and self.first <= n < self.first + self.lasting
         if failing and not (self.half and is_write):
-            raise OSError(self.error, errno.errorcode[self.error]) if self.error else Died
+            raise OSError(self.error, errno.errorcode[self.error])
         return failing
 
     def names(self, path=""):
@@ -150,10 +146,7 @@ def resume(where, path: Path, config: Config | None = None) -> Workdir:
 
 
 def operate(tmp_path: Path, storage: Faulty, steps=(1, 2, 3)) -> int:
-    """A run that saves, mirrored in `storage`, until it dies; the last step copied before a fault.
-
-    Its threads end here: `Died` would be lost in one.
-    """
+    """A run that saves and is mirrored in `storage`; the last step copied before a fault."""
     workdir, copied = begin(tmp_path / "run"), 0
     copying = Mirror(str(tmp_path / "mirror"), workdir, storage)
     failed = False
@@ -164,8 +157,6 @@ def operate(tmp_path: Path, storage: Faulty, steps=(1, 2, 3)) -> int:
             copied = copied if failed else step
         except OSError:
             failed = True
-        except Died:
-            break
     return copied
 
 
@@ -202,11 +193,9 @@ def with_each_operation(tmp_path: Path, **fault):
             assert copied == 0 and not any(fresh.path.iterdir())
 
 
-@pytest.mark.parametrize("lasting", [1, 10**9])
-def test_killed_or_cut_off_at_any_operation(tmp_path, lasting):
-    """ENOTCONN for ever is a mount that is gone, as is a kill: nothing comes after it."""
-    error = errno.ENOTCONN if lasting > 1 else 0
-    restored = list(with_each_operation(tmp_path, error=error, lasting=10**9))
+def test_cut_off_at_any_operation(tmp_path):
+    """By a mount that is gone from then on; a kill leaves the same behind."""
+    restored = list(with_each_operation(tmp_path, error=errno.ENOTCONN, lasting=10**9))
     assert all(now >= copied for copied, now in restored)
     assert {now for _, now in restored} == {1, 2, 3}
 
@@ -377,6 +366,28 @@ def test_a_checkpoint_that_the_run_removes_just_now_is_no_failure(tmp_path, monk
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["2"]
 
 
+def test_a_copy_that_somebody_has_deleted_is_made_again(tmp_path):
+    workdir = begin(tmp_path / "run")
+    copying = Mirror(str(tmp_path / "m"), workdir)
+    save(workdir, 1)
+    save(workdir, 2)
+    copying._copy_what_is_new(copying._copies)
+    shutil.rmtree(tmp_path / "m" / "2")
+    copying._copy_what_is_new(copying._copies)
+    assert check_is_whole(resume(tmp_path / "m", tmp_path / "fresh")) == 2
+
+
+def test_copies_that_are_further_than_the_run_stay(tmp_path):
+    """The mirror could not be read when the session began."""
+    operate(tmp_path, Faulty(tmp_path / "mirror"))
+    shutil.rmtree(tmp_path / "run")
+    workdir = begin(tmp_path / "run")
+    copying = Mirror(str(tmp_path / "mirror"), workdir)
+    save(workdir, 1)
+    copying._copy_what_is_new(copying._copies)
+    assert check_is_whole(resume(tmp_path / "mirror", tmp_path / "fresh")) == 3
+
+
 def test_a_step_that_was_reached_again_on_another_machine_is_copied_again(tmp_path):
     operate(tmp_path, Faulty(tmp_path / "mirror"))
     workdir = Workdir(tmp_path / "run")
@@ -424,6 +435,7 @@ def test_epochs_added_to_a_finished_run_are_not_taken_back(tmp_path):
         assert not workdir.has("result")
         save(workdir, 2)
         settle(copying)
+        assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["1", "2"]
         assert not resume(tmp_path / "m", tmp_path / "fresh").has("result")
         finish(workdir, 2)
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["1", "2", "result-2"]
@@ -489,13 +501,13 @@ def test_a_restore_that_is_killed_is_done_again(tmp_path, monkeypatch, cut):
 
     def replace(source, target):
         if next(count) == cut:
-            raise Died
+            raise KeyboardInterrupt
         move(source, target)
 
     monkeypatch.setattr(restore.os, "replace", replace)
     try:
         resume(tmp_path / "mirror", tmp_path / "fresh")
-    except Died:
+    except KeyboardInterrupt:
         assert cut < 7
     monkeypatch.undo()
     assert check_is_whole(resume(tmp_path / "mirror", tmp_path / "fresh")) == 3

@@ -62,28 +62,18 @@ def test_a_longer_call_is_expected_again(clock):
     assert longer + 39 < short - 40  # in seconds
 
 
-def test_compiling_is_kept_in_reserve_until_each_program_has_run(clock):
-    """60 s of compiling, then calls of 1 s in epochs of 5: the second may compile, a third not."""
-    compiling = Budget("300s")
-    clock.now += 60
-    assert not compiling.is_spent(1.0)
-    clock.now = 1000 + 300 - 70
-    assert compiling.is_spent(1.0)
-    later = Budget("300s", started=clock.now)
-    for epoch in range(3):
-        for call in range(5):
-            clock.now += 60 if epoch == call == 0 else 1
-            assert not later.is_spent(1.0, epoch_ended=call == 4)
-    clock.now += 300 - (60 + 14) - 20  # 20 s are left: one more interval, of this length
-    assert later.is_spent(1.0)
-    fresh = Budget("300s")
-    for epoch in range(3):
-        for call in range(5):
-            clock.now += 60 if epoch == call == 0 else 10
-            fresh.is_spent(1.0, epoch_ended=call == 4)
-    clock.now += 300 - 200 - 30  # not yet: 1.25 * (10 + 1) + 5 is less than 30
-    fresh.begin()
-    assert not fresh.is_spent(1.0)
+@pytest.mark.parametrize(("epochs", "kept"), [(0, True), (1, True), (2, False)])
+def test_compiling_is_kept_in_reserve_until_each_program_has_run(clock, epochs, kept):
+    """60 s of compiling in the first call of epochs of 5 calls of 1 s; then 30 s are left."""
+    begun = Budget("300s")
+    clock.now += 59
+    for epoch in range(epochs + 1):
+        for call in range(5 if epoch < epochs else 1):
+            clock.now += 1
+            assert not begun.is_spent(1.0, epoch_ended=call == 4)
+    clock.now = 1000 + 300 - 30
+    begun.begin()
+    assert begun.is_spent(1.0) == kept
 
 
 def test_it_counts_from_the_start_of_the_command(clock):

@@ -144,7 +144,7 @@ config.epochs = 2
 config.data.validation = 0.05
 if QUICK:
     config.epochs = 1
-    config.data.subsample.update({str(digit): 0.04 for digit in range(10)})
+    config.data.balance.subsample.update({str(digit): 0.04 for digit in range(10)})
 
 folder = "runs/first_network"
 result = flaxcnn.train(config, folder)
@@ -201,6 +201,6 @@ plt.show()
 # %% [markdown]
 # ## Next
 #
-# - More epochs: `config.epochs = 5` and another `folder`; 99.4 % is within reach.
+# - More epochs: `config.epochs = 5` and another `folder`. `configs/mnist_best.py` gets to 99.75 %.
 # - `2_zoo_tour` shows the other networks, `3_cifar10` one that a TPU or GPU trains on photographs,
 #   `7_reproduce` why the same run gives the same bits.

@@ -101,11 +101,11 @@ if jax.default_backend() == "cpu" and not QUICK:
     raise RuntimeError("this runtime has no accelerator: Runtime > Change runtime type > v5e-1 TPU")
 
 # %% [markdown]
-# ## Where the run is kept
+# ## If the session dies
 #
-# A session's disk goes with the session. With `USE_DRIVE = True` the run lies in your Google Drive
-# (Colab asks for your permission), and in a new session *Run all* resumes it at the last epoch that
-# was saved. A run is one folder of about 100 MB.
+# A session's disk goes with the session. With `USE_DRIVE = True` each checkpoint is copied to your
+# Google Drive, beside the training (Colab asks for your permission), and in a new session *Run all*
+# resumes the run at the last that was copied. It takes some 100 MB there.
 
 # %%
 USE_DRIVE = False
@@ -114,7 +114,6 @@ if USE_DRIVE:
     from google.colab import drive
 
     drive.mount("/content/drive")
-folder = "/content/drive/My Drive/flaxcnn/cifar10" if USE_DRIVE else "runs/cifar10"
 
 # %% [markdown]
 # ## The data
@@ -154,7 +153,6 @@ import cv2
 import tensorflow_datasets as tfds
 from IPython.display import Image, display
 
-from flaxcnn.tasks.augment_pictures import draw_policy
 from flaxcnn.training import load_config
 
 config = load_config("cifar10_speed")
@@ -162,8 +160,11 @@ files = []
 for example in tfds.data_source("cifar10", split="train[:4]"):
     files.append(f"cifar10_{len(files)}.png")
     cv2.imwrite(files[-1], example["image"][..., ::-1])
-draw_policy(
-    "augmentation.png", config.data.augment, files, samples=6, seed=0, title="cifar10_speed"
+command = [sys.executable, "-m", "flaxcnn", "visualize", "augment", "--config", "cifar10_speed"]
+subprocess.run(
+    [*command, "--image", *files, "--out", "augmentation.png"],
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},  # the accelerator belongs to this process
+    check=True,
 )
 display(Image("augmentation.png", width=700))
 
@@ -178,12 +179,14 @@ import time
 
 import flaxcnn
 
+folder = "runs/cifar10"
 config.precision = "bfloat16"
+config.run.mirror = "/content/drive/My Drive/flaxcnn/cifar10" if USE_DRIVE else ""
 if QUICK:
     config.epochs, config.data.batch_size, config.data.views = 3, 100, ()
     config.precision, config.model.kwargs.widths = "float32", (8, 16, 16)
     classes = tfds.builder("cifar10").info.features["label"].names
-    config.data.subsample.update({name: 0.02 for name in classes})
+    config.data.balance.subsample.update({name: 0.02 for name in classes})
 
 started = time.perf_counter()
 result = flaxcnn.train(config, folder)

@@ -6,7 +6,9 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 import tomllib
+import types
 from pathlib import Path
 
 import jax
@@ -16,6 +18,7 @@ from notebooks import ROOT, SOURCES, cells, find_cell, jupytext, load_build
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import flaxcnn.models
 from flaxcnn.training import environment as env
 
 each = pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
@@ -75,6 +78,18 @@ def test_code_fits_the_oldest_python_and_says_what_quick_is(source):
     assert len(re.findall(r"\bQUICK\b", source.read_text())) > 1
 
 
+def test_the_tour_visits_every_family():
+    (tour,) = [source for source in SOURCES if source.stem == "2_zoo_tour"]
+    visited = re.search(r"^FAMILIES = \[.*?\n(.*?)^\]", tour.read_text(), re.M | re.S)
+    assert visited is not None
+    names = ast.literal_eval(f"[{visited[1]}]")
+    public = {name: part for name, part in vars(flaxcnn.models).items() if name[0] != "_"}
+    families = {name: part.VARIANTS for name, part in public.items() if hasattr(part, "VARIANTS")}
+    for family, variants in families.items():
+        assert len(set(names) & variants.keys()) == 1, family
+    assert len(names) == len(families) > 20
+
+
 def read_pins(machine: str, shared: Path) -> dict[str, str]:
     file = shared / "reference" / "colab" / f"pip-freeze.{machine}txt"
     listed = dict(re.findall(r"^([\w.-]+)(?:==| @ )(\S+)$", file.read_text(), re.MULTILINE))
@@ -128,6 +143,33 @@ def test_a_package_of_the_runtime_that_does_not_fit_is_an_error(shared, runtime)
     with pytest.raises(RuntimeError, match=r"jax 0\.10\.2 is here and flaxcnn needs .*new runtime"):
         exec(find_cell(SOURCES[0], "def install("), {})
     assert len(commands) == 1  # flaxcnn itself
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_tensorflow_stays_out_of_the_runtime(monkeypatch, present):
+    """It prepares a set in a process of its own, from a folder of its own where Colab has none."""
+    builder = types.SimpleNamespace(info=types.SimpleNamespace(splits={}))
+    tfds = types.SimpleNamespace(builder=lambda name, data_dir: builder)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", tfds)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: present or None)
+    calls = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **named: calls.append((command, named)))
+    names = {"os": os, "sys": sys, "importlib": importlib, "subprocess": subprocess}
+    exec(find_cell(SOURCES[0], "def prepare("), names)
+    *installing, (command, named) = calls
+    assert command[:2] == [sys.executable, "-c"] and "download_and_prepare" in command[2]
+    assert named["env"]["CUDA_VISIBLE_DEVICES"] == "-1" and named["check"]
+    if present:
+        assert not installing and named["env"].get("PYTHONPATH") == os.environ.get("PYTHONPATH")
+    else:
+        (((*_, target, folder, package), _),) = installing
+        assert (target, package) == ("--target", "tensorflow-cpu")
+        assert named["env"]["PYTHONPATH"] == folder
+
+    builder.info.splits = {"train": 60_000}
+    calls.clear()
+    exec(find_cell(SOURCES[0], "def prepare("), names)
+    assert not calls
 
 
 def test_what_is_there_is_not_installed_again(monkeypatch):

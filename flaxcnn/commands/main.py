@@ -106,7 +106,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="add this machine's hash to a golden file (a clone's flaxcnn/golden/digits.json)",
     )
     command = add("verify", "Does random stretches of a run again and compares bits and losses.")
-    command.add_argument("workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
+    command.add_argument(
+        "workdir", nargs="?", metavar="RUN", default=argparse.SUPPRESS, help="as --workdir"
+    )
+    command.add_argument("--workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
     command.add_argument(
         "--segments", default="5", metavar="N", help="stretches, or all of the run (default: 5)"
     )
@@ -166,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         args, args.flags = parser.parse_known_args(arguments)
         if args.flags and command != "diff":  # which takes those of a config
             parser.error(f"unrecognized arguments: {' '.join(args.flags)}")
-        if args.command in ("evaluate", "predict") and args.workdir is None:
+        if args.command in ("evaluate", "predict", "verify") and args.workdir is None:
             raise UserError("--workdir RUN is missing: the folder of a run of `flaxcnn train`")
         return importlib.import_module(f"flaxcnn.commands.{args.module}").run(args)
     except UserError as error:

@@ -31,7 +31,7 @@ def format_certificate(certificate: dict[str, Any]) -> str:
     lines = [
         f"{run['workdir']}: {run['model']} on {run['source']}, "
         f"{run['steps']} of {run['total_steps']} steps",
-        f"checkpoints that are whole: {', '.join(map(str, certificate['checkpoints'])) or 'none'}",
+        f"checkpoints as the history has them: {', '.join(map(str, certificate['checkpoints'])) or 'none'}",
         f"done again: {len(segments)} of {certificate['possible_segments']} stretches, "
         f"{certificate['steps_replayed']} steps ({share:.0%}), drawn with seed "
         f"{certificate['seed']}, in {certificate['seconds']:.0f} s",
@@ -41,7 +41,8 @@ def format_certificate(certificate: dict[str, Any]) -> str:
         if segment["outcome"] == "failed":
             lines.append(f"{line} FAILED")
         elif segment["outcome"] == "bits":
-            lines.append(f"{line} same bits ({segment['hashes']} hashes, {segment['rows']} rows)")
+            compared = f"{segment['hashes']} of the state, {segment['rows']} rows"
+            lines.append(f"{line} same bits ({compared})")
         else:
             lines.append(
                 f"{line} other bits, losses differ by at most {segment['largest_difference']:.1e} "

@@ -122,7 +122,8 @@ class Tracer:
         self._plain = dataclasses.replace(experiment, config=config, recorded=facts)
         self._feeder = self._plain.feeder(experiment.dataset.splits["train"])
         self._advance = self._plain.train_call(self._feeder)
-        self._probe = _Probe(self._plain.model)
+        replicated = self._plain.parallel.replicate(np.zeros(())).sharding
+        self._probe = _Probe(self._plain.model, replicated)
         probed: Any = dataclasses.replace(self._plain)
         probed.model, probed.tx, probed.lookahead = self._probe, _keep_gradient(), None
         self._look = probed.train_call(self._feeder)
@@ -183,8 +184,9 @@ class Tracer:
 class _Probe:
     """Stands where the network does in a training step, and keeps what its layers give."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, replicated: Any):
         self._model = model
+        self._replicated = replicated  # where XLA hands arrays to the host without a complaint
         self._names: list[str] = []  # in the order of computation
         self.seen: list[Mapping[str, Any]] = []  # of each micro-batch of the last step
 
@@ -210,7 +212,9 @@ class _Probe:
         updates = dict(updates)
         arrays = {"input": images, **_by_layer(updates.pop("intermediates"), ends)}
         self._names = list(arrays)
-        jax.debug.callback(self.seen.append, _first_examples(arrays, len(images)))
+        kept = _first_examples(arrays, len(images))
+        kept = jax.lax.with_sharding_constraint(kept, self._replicated)
+        jax.debug.callback(self.seen.append, kept)
         return outputs, updates
 
     def collect(self) -> Trace:

@@ -28,10 +28,11 @@ def format_certificate(certificate: dict[str, Any]) -> str:
     run, segments = certificate["run"], certificate["segments"]
     tolerance = certificate["tolerance"]
     share = certificate["steps_replayed"] / run["steps"]
+    checkpoints = ", ".join(map(str, certificate["checkpoints"]))
     lines = [
         f"{run['workdir']}: {run['model']} on {run['source']}, "
         f"{run['steps']} of {run['total_steps']} steps",
-        f"checkpoints as the history has them: {', '.join(map(str, certificate['checkpoints'])) or 'none'}",
+        f"checkpoints as the history has them: {checkpoints or 'none'}",
         f"done again: {len(segments)} of {certificate['possible_segments']} stretches, "
         f"{certificate['steps_replayed']} steps ({share:.0%}), drawn with seed "
         f"{certificate['seed']}, in {certificate['seconds']:.0f} s",

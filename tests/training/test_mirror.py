@@ -355,7 +355,7 @@ def test_a_checkpoint_that_the_run_removes_just_now_is_no_failure(tmp_path, monk
     workdir, link = begin(tmp_path / "run"), copies._link
 
     def remove_and_link(source, target):
-        shutil.rmtree(workdir.checkpoints / "1", ignore_errors=True)
+        shutil.rmtree(workdir.checkpoints / "2", ignore_errors=True)
         link(source, target)
 
     save(workdir, 1)
@@ -363,7 +363,8 @@ def test_a_checkpoint_that_the_run_removes_just_now_is_no_failure(tmp_path, monk
     monkeypatch.setattr(copies, "_link", remove_and_link)
     copying = Mirror(str(tmp_path / "m"), workdir)
     copying._copy_what_is_new(copying._copies)
-    assert [path.name for path in (tmp_path / "m").iterdir()] == ["2"]
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["1"]
+    assert check_is_whole(resume(tmp_path / "m", tmp_path / "fresh")) == 1  # no row of step 2
 
 
 def test_a_copy_that_somebody_has_deleted_is_made_again(tmp_path):
@@ -510,7 +511,8 @@ def test_a_restore_that_is_killed_is_done_again(tmp_path, monkeypatch, cut):
     except KeyboardInterrupt:
         assert cut < 7
     monkeypatch.undo()
-    assert check_is_whole(resume(tmp_path / "mirror", tmp_path / "fresh")) == 3
+    fresh = resume(tmp_path / "mirror", tmp_path / "fresh")
+    assert check_is_whole(fresh) == 3 and (fresh.checkpoints / "2").exists()
 
 
 @pytest.mark.parametrize(

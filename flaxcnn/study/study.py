@@ -86,7 +86,10 @@ def _runs(study: Study, workdir: Path, quick: Fields) -> Iterator[Run]:
                 validate(config)
             except UserError as error:
                 raise UserError(f"case {case!r}: {error}") from None
-            yield Run(case, config, workdir / _slug(case) / f"seed{seed}")
+            place = Path(_slug(case), f"seed{seed}")
+            if config.run.mirror:  # a mirror is of one run
+                config.run.mirror = f"{config.run.mirror.rstrip('/')}/{place.as_posix()}"
+            yield Run(case, config, workdir / place)
 
 
 def _change(config: Config, fields: Fields) -> Config:

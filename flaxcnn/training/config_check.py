@@ -11,6 +11,7 @@ from flaxcnn.data.augment import read_policy, read_views
 from flaxcnn.data.choices import FEEDERS, ON_BAD_IMAGE, RESIZE, SAMPLERS
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.registry import find_task
+from flaxcnn.training.budget import parse_budget
 from flaxcnn.training.config import BalanceConfig, Config, DataConfig, LossConfig, fields
 from flaxcnn.training.config_json import RENAMED, to_dict
 
@@ -93,6 +94,7 @@ def validate(config: Config) -> None:
     own = find_task(config.task.name).monitor.name
     if config.monitor not in ("", own, "loss"):
         raise UserError(f"monitor must be {own} or loss, got {config.monitor!r}")
+    parse_budget(config.run.budget)
     if not 0 <= config.optimizer.ema_decay < 1:
         raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
     _check_imbalance(config.data.balance, config.loss)

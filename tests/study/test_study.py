@@ -69,6 +69,14 @@ def test_quick_fields_go_over_those_of_a_case(tmp_path):
     assert plan_runs(study, tmp_path)[0].config.epochs == 50
 
 
+def test_each_run_has_a_mirror_of_its_own(tmp_path):
+    study = Study(
+        CONFIG, {"a": {"run.mirror": "gs://bucket/"}, "b c": {"run.mirror": "m"}}, seeds=2
+    )
+    mirrors = [run.config.run.mirror for run in plan_runs(study, tmp_path)]
+    assert mirrors == ["gs://bucket/a/seed0", "m/b_c/seed0", "gs://bucket/a/seed1", "m/b_c/seed1"]
+
+
 @pytest.mark.parametrize(
     ("study", "message"),
     [

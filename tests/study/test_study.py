@@ -74,7 +74,7 @@ def test_each_run_has_a_mirror_of_its_own(tmp_path):
         CONFIG, {"a": {"run.mirror": "gs://bucket/"}, "b c": {"run.mirror": "m"}}, seeds=2
     )
     mirrors = [run.config.run.mirror for run in plan_runs(study, tmp_path)]
-    assert mirrors == ["gs://bucket/a/seed0", "m/b_c/seed0", "gs://bucket/a/seed1", "m/b_c/seed1"]
+    assert mirrors == ["gs://bucket/a/seed3", "m/b_c/seed3", "gs://bucket/a/seed4", "m/b_c/seed4"]
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,20 @@
 """Exact evaluation of a network on one split."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
+from flaxcnn.data.augment import View
+from flaxcnn.data.feeders import Resident, Streaming
 from flaxcnn.data.plans import EvalPlan
-from flaxcnn.data.splits import Split
 from flaxcnn.tasks.task import Task
+from flaxcnn.training.sharding import Jit, Pmap
 from flaxcnn.training.step import make_eval_call
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from flaxcnn.data.augment import View
-    from flaxcnn.training.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,23 +41,24 @@ class Evaluation:
 class Evaluator:
     """Runs a network over one split: every example once, the last batch padded and masked.
 
-    With `views`, once in each of them: the outputs are averaged.
+    `feeder` has the split, of which `plan` says what each call sees. With `views`, every example is
+    seen in each of them: the outputs are averaged.
     """
 
-    def __init__(self, experiment: "Experiment", split: Split, views: "Sequence[View]" = ()):
-        config, self._parallel = experiment.config, experiment.parallel
-        self._task = experiment.task
-        self._feeder = experiment.feeder(split)
-        self._examples = len(split)
-        self._plan = EvalPlan(
-            len(split), config.data.eval_batch_size, experiment.facts.steps_per_call
-        )
-        self._arrays = self._parallel.replicate(self._feeder.arrays)
-        self._call = self._parallel.compile_eval(
-            make_eval_call(
-                experiment.model, experiment.task, experiment.preprocess, self._feeder.batch, views
-            )
-        )
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        preprocess: Callable[[jax.Array], jax.Array],
+        parallel: Jit | Pmap,
+        feeder: Resident | Streaming,
+        plan: EvalPlan,
+        views: Sequence[View] = (),
+    ):
+        self._task, self._parallel, self._feeder, self._plan = task, parallel, feeder, plan
+        self._arrays = parallel.replicate(feeder.arrays)
+        call = make_eval_call(model, task, preprocess, feeder.batch, views)
+        self._call = parallel.compile_eval(call)
 
     def __call__(self, variables: Any) -> Evaluation:
         """Measures the whole split; sums are exact, or in float64."""
@@ -71,9 +70,11 @@ class Evaluator:
             added.append(jax.tree.map(lambda x: np.sum(x, 0, np.float64), jax.device_get(sums)))
         metrics, arrays = jax.tree.map(self._join, *kept)
         means: dict[str, Any] = {k: float(np.mean(v, dtype=np.float64)) for k, v in metrics.items()}
-        large = jax.tree.map(lambda *parts: sum(parts) / self._examples, *added)
+        large = jax.tree.map(lambda *parts: sum(parts) / self._plan.num_examples, *added)
         return Evaluation(self._task, means, large, arrays)
 
     def _join(self, *calls: np.ndarray) -> np.ndarray:
         """Arrays [K, batch, ...] of all calls -> one [N, ...], without the padding."""
-        return np.concatenate([x.reshape(-1, *x.shape[2:]) for x in calls])[: self._examples]
+        return np.concatenate([x.reshape(-1, *x.shape[2:]) for x in calls])[
+            : self._plan.num_examples
+        ]

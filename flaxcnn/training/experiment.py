@@ -15,7 +15,7 @@ import optax
 from flaxcnn.data.augment import Augment, View, make_augment, read_views
 from flaxcnn.data.feeders import Resident, Streaming
 from flaxcnn.data.imbalance import Draws
-from flaxcnn.data.plans import TrainPlan
+from flaxcnn.data.plans import EvalPlan, TrainPlan
 from flaxcnn.data.sources import Dataset, absolute_source
 from flaxcnn.data.splits import ArraySplit, Split
 from flaxcnn.tasks.task import Setting, Task
@@ -194,7 +194,16 @@ class Experiment:
 
     def evaluator(self, split: Split, views: Sequence[View] = ()) -> Evaluator:
         """Exact evaluation on `split`."""
-        return Evaluator(self, split, views)
+        batch, calls = self.config.data.eval_batch_size, self.facts.steps_per_call
+        return Evaluator(
+            self.model,
+            self.task,
+            self.preprocess,
+            self.parallel,
+            self.feeder(split),
+            EvalPlan(len(split), batch, calls),
+            views,
+        )
 
 
 def make_experiment(config: Config, workdir: Workdir) -> Experiment:

@@ -18,6 +18,7 @@ MODULES = {
     "flaxcnn.weights": (),
     "flaxcnn.data.augment": (),
     "flaxcnn.training": (),
+    "flaxcnn.audit": (),
     "flaxcnn.tasks.task": ("Task", "Metric", "Setting", "Examples"),
 }
 HEADER = """# Public functions and classes

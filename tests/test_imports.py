@@ -20,10 +20,12 @@ ALLOWED = {
     "tasks": {"errors", "data", "models", "layers"},
     "training": {"errors", "exit_status", "memory", "tasks", "data", "models", "layers"},
     "study": {"errors", "training", "tasks"},
+    "audit": {"errors", "training", "data", "models"},
     "commands": {
         "__version__",
         "errors",
         "exit_status",
+        "audit",
         "study",
         "training",
         "tasks",

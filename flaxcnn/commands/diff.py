@@ -5,12 +5,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+from flaxcnn.audit.divergence import Divergence, diff
+from flaxcnn.audit.trace import record
+from flaxcnn.audit.ulps import NOT_A_NUMBER, Difference
 from flaxcnn.commands.train import parse
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE, FAILED
-from flaxcnn.training.divergence import Divergence, diff
-from flaxcnn.training.trace import record
-from flaxcnn.training.ulps import NOT_A_NUMBER, Difference
 
 _SHOWN = 20  # arrays, unless --all
 

@@ -4,9 +4,9 @@ import argparse
 import json
 from typing import Any
 
+from flaxcnn.audit.certificate import COMPARED_STEPS, verify
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE, FAILED
-from flaxcnn.training.audit import COMPARED_STEPS, verify
 
 
 def run(args: argparse.Namespace) -> int:

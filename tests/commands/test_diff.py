@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from flaxcnn.audit import diff, record
+from flaxcnn.audit.replay import open_run
+from flaxcnn.audit.trace import load_trace
+from flaxcnn.audit.ulps import NOT_A_NUMBER, compare, ulp_distance
 from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
 from flaxcnn.training import (
@@ -18,14 +22,9 @@ from flaxcnn.training import (
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
-    diff,
-    record,
     train,
 )
-from flaxcnn.training.replay import open_run
 from flaxcnn.training.state import hash_layout, hash_tree
-from flaxcnn.training.trace import load_trace
-from flaxcnn.training.ulps import NOT_A_NUMBER, compare, ulp_distance
 from flaxcnn.training.workdir import Workdir
 
 RATE = 0.05

@@ -8,14 +8,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flaxcnn.audit.replay import PastRun, Replay, open_run, to_device, to_host
+from flaxcnn.audit.trace import Trace, Tracer, flatten, load_trace
+from flaxcnn.audit.ulps import Difference, compare
 from flaxcnn.errors import UserError
 from flaxcnn.training.checkpoint import History
 from flaxcnn.training.config_json import differences, to_dict
-from flaxcnn.training.replay import PastRun, Replay, open_run, to_device, to_host
 from flaxcnn.training.sessions import compare_sessions, read_sessions
 from flaxcnn.training.state import TrainState, hash_tree
-from flaxcnn.training.trace import Trace, Tracer, flatten, load_trace
-from flaxcnn.training.ulps import Difference, compare
 
 # Fields of the config that can make the first difference in a kind of array, likeliest first.
 _CAUSES = {
@@ -57,7 +57,7 @@ class Divergence:
 
 
 def diff(a: str | Path, b: str | Path, *, tolerance: float = 0.0) -> Divergence:
-    """See `flaxcnn.training.diff`."""
+    """See `flaxcnn.audit.diff`."""
     for path in (a, b):
         if not os.path.exists(path):
             raise UserError(f"there is no run and no file {path}")

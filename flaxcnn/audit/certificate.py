@@ -20,12 +20,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flaxcnn.audit.replay import PastRun, Replay, open_run
 from flaxcnn.errors import UserError
 from flaxcnn.training.checkpoint import History
 from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.environment import environment
 from flaxcnn.training.logger import Row, hash_rows
-from flaxcnn.training.replay import PastRun, Replay, open_run
 from flaxcnn.training.sessions import compare_sessions, read_sessions
 from flaxcnn.training.state import TrainState, hash_tree
 
@@ -49,7 +49,7 @@ class Stretch:
 def verify(
     workdir: str | Path, *, segments: int | None = 5, seed: int | None = None
 ) -> dict[str, Any]:
-    """See `flaxcnn.training.verify`."""
+    """See `flaxcnn.audit.verify`."""
     if segments is not None and segments < 0:
         raise UserError(f"segments must be at least 0, got {segments}")
     seed = secrets.randbelow(2**32) if seed is None else seed

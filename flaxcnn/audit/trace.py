@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flaxcnn.audit.replay import open_run, to_device, to_host
 from flaxcnn.errors import UserError
 from flaxcnn.training.checkpoint import History
 from flaxcnn.training.config import Config, normalize
@@ -36,7 +37,6 @@ from flaxcnn.training.environment import environment
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.loop import lr_scale
 from flaxcnn.training.parts import load_data
-from flaxcnn.training.replay import open_run, to_device, to_host
 from flaxcnn.training.state import TrainState
 
 Trace = dict[str, np.ndarray]
@@ -48,7 +48,7 @@ _BYTES = 2**30  # of all activations of a step: as many examples are kept as fit
 def record(
     target: Config | str | Path, file: str | Path, *, steps: int = 2, start: int = 0
 ) -> dict[str, Any]:
-    """See `flaxcnn.training.record`."""
+    """See `flaxcnn.audit.record`."""
     if steps < 1:
         raise UserError(f"steps must be at least 1, got {steps}")
     if isinstance(target, Config):

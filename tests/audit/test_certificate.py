@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from flaxcnn.audit import certificate as module
+from flaxcnn.audit import verify
+from flaxcnn.audit.replay import open_run
 from flaxcnn.commands.main import main
 from flaxcnn.commands.verify import format_certificate
 from flaxcnn.errors import UserError
@@ -18,11 +21,8 @@ from flaxcnn.training import (
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
-    audit,
     train,
-    verify,
 )
-from flaxcnn.training.replay import open_run
 from flaxcnn.training.state import hash_layout, hash_tree
 from flaxcnn.training.workdir import Workdir
 
@@ -56,7 +56,7 @@ def copied(trained, tmp_path):
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch, trained):
     """The programs of all replays are those of the first: the runs are copies of one."""
-    monkeypatch.setattr(audit, "Replay", lambda _: _shared(trained))
+    monkeypatch.setattr(module, "Replay", lambda _: _shared(trained))
 
 
 _replays = {}
@@ -68,7 +68,7 @@ def _shared(trained):
     return _replays[trained]
 
 
-_REPLAY = audit.Replay
+_REPLAY = module.Replay
 
 
 def rewrite_checkpoint(folder, step, change):
@@ -119,8 +119,8 @@ def test_a_run_that_nobody_touched_is_verified(trained, capsys):
 
 
 def test_stretches_are_drawn_by_the_seed_and_end_at_the_next_hash(trained, monkeypatch):
-    monkeypatch.setattr(audit, "_check_checkpoints", lambda run: (run.saved.steps, []))
-    monkeypatch.setattr(audit, "_replay_all", lambda run, stretches, exact: stretches)
+    monkeypatch.setattr(module, "_check_checkpoints", lambda run: (run.saved.steps, []))
+    monkeypatch.setattr(module, "_replay_all", lambda run, stretches, exact: stretches)
     drawn = [
         [(s["first"], s["last"]) for s in verify(trained, segments=2, seed=seed)["segments"]]
         for seed in (1, 1, 2, 3)
@@ -197,8 +197,8 @@ def test_on_another_machine_losses_decide(copied, monkeypatch):
     loss = open_run(copied).rows["train", 5]["loss"]
     edit_rows(copied, "train", 5, loss=loss * (1 + 1e-6))
     edit_rows(copied, "state", 5, sha256=64 * "0")
-    monkeypatch.setattr(audit, "_check_rows", lambda run: [])
-    monkeypatch.setattr(audit, "_stretches", lambda run, whole, to_checkpoints: [(0, 5)])
+    monkeypatch.setattr(module, "_check_rows", lambda run: [])
+    monkeypatch.setattr(module, "_stretches", lambda run, whole, to_checkpoints: [(0, 5)])
     certificate = verify(copied)
     assert certificate["result"] == "losses" and not certificate["problems"]
     (segment,) = certificate["segments"]

@@ -21,11 +21,13 @@ ALLOWED = {
     "training": {"errors", "exit_status", "memory", "tasks", "data", "models", "layers"},
     "study": {"errors", "training", "tasks"},
     "audit": {"errors", "training", "data", "models"},
+    "estimate": {"errors", "training", "data", "models", "layers", "compat"},
     "commands": {
         "__version__",
         "errors",
         "exit_status",
         "audit",
+        "estimate",
         "study",
         "training",
         "tasks",

@@ -9,11 +9,11 @@ from absl import flags
 
 from flaxcnn.commands.train import parse
 from flaxcnn.errors import UserError
+from flaxcnn.estimate.estimate import EFFICIENCY, Estimate, estimate_config, parse_duration
 from flaxcnn.exit_status import DONE
 from flaxcnn.training.config import Config
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.config_help import format_rows
-from flaxcnn.training.estimate import EFFICIENCY, Estimate, estimate_config, parse_duration
 
 
 def estimate(arguments: Sequence[str]) -> int:
@@ -69,7 +69,7 @@ def format_estimate(found: Estimate, config: Config) -> str:
     if step.memory is not None:
         rest = step.memory - step.state - step.data
         rows.append(("  the rest", f"{_bytes(rest)}: activations, gradients, code"))
-    largest = "not known" if found.largest_batch is None else f"about {found.largest_batch:,}"
+    largest = "not known" if found.largest_batch is None else f"{found.largest_batch:,}"
     rows.append(("largest batch", f"{largest}; {found.largest_batch_by}"))
     traffic = "unknown" if step.traffic is None else _bytes(step.traffic)
     rows.append(("a step", f"{_scaled(step.flops, 'FLOP')}, {traffic} read and written"))

@@ -6,9 +6,9 @@ import pytest
 
 from flaxcnn.commands.estimate import format_estimate
 from flaxcnn.commands.main import main
+from flaxcnn.estimate.estimate import Estimate
+from flaxcnn.estimate.step_cost import Step
 from flaxcnn.training import Config, ModelConfig
-from flaxcnn.training.estimate import Estimate
-from flaxcnn.training.step_cost import Step
 
 CONFIG = """
 from flaxcnn.training import Config, DataConfig, ModelConfig
@@ -53,7 +53,7 @@ def test_the_text():
         "resnet50, float32, batch 128",
         "3.00 GiB of 15.75 GiB: fits; a model",
         "the rest 1.50 GiB",
-        "about 1,100; by the line",
+        "largest batch 1,100; by the line",
         "2.50 TFLOP, 5.00 GiB read and written",
         "at least 20 ms, by its memory traffic; at most 6,400 images/s",
         "1,000 steps, at least 20 s, about 40 s at half",

@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
+from flaxcnn.estimate.step_cost import Step, abstract_bytes, count_flops, trace_call
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.step_cost import Step, abstract_bytes, count_flops, trace_call
 
 _WRITING = (  # beginnings of their names
     *("convolve", "conv_general", "dot_general", "reduce", "arg", "gather", "scatter", "sort"),
@@ -111,15 +111,20 @@ def _walk_scan(
     equation: Any, inputs: Sequence[_Array], operations: list[_Operation], times: int
 ) -> list[_Array]:
     """A loop: its body once, `length` times; the outermost one counts as one step."""
-    inner, fixed = equation.params["jaxpr"].jaxpr, equation.params["num_consts"]
-    carried = equation.params["num_carry"]
-    slices = [_Array(_bytes(var)) for var in inner.invars[fixed + carried :]]
+    inner = getattr(equation.params["jaxpr"], "jaxpr", equation.params["jaxpr"])
+    # What is sliced has an axis more outside: each jax counts constants and carries in its own way.
+    arguments = [
+        outer if _rank(var) == _rank(within) else _Array(_bytes(within))
+        for outer, var, within in zip(inputs, equation.invars, inner.invars, strict=True)
+    ]
     repeats = times * equation.params["length"] if times else 1
-    outputs = _walk(inner, [*inputs[: fixed + carried], *slices], operations, repeats)
-    stacked = [_Array(_bytes(var)) for var in equation.outvars[carried:]]
-    if stacked:
-        operations.append(_Operation("stack", _union(outputs[carried:]), tuple(stacked), 1))
-    return [*outputs[:carried], *stacked]
+    outputs = _walk(inner, arguments, operations, repeats)
+    for index, (var, within) in enumerate(zip(equation.outvars, inner.outvars, strict=True)):
+        if _rank(var) != _rank(within):
+            stacked = _Array(_bytes(var))
+            operations.append(_Operation("stack", outputs[index].read, (stacked,), 1))
+            outputs[index] = stacked
+    return outputs
 
 
 def _peak(operations: Sequence[_Operation], outside: set[_Array]) -> float:
@@ -163,6 +168,10 @@ def _inner(equation: Any) -> Any:
 
 def _union(arrays: Iterable[_Array]) -> frozenset[_Array]:
     return frozenset().union(*(array.read for array in arrays))
+
+
+def _rank(var: Any) -> int:
+    return len(var.aval.shape)
 
 
 def _bytes(var: Any) -> float:

@@ -18,10 +18,10 @@ from dataclasses import asdict
 from typing import Any
 
 from flaxcnn.errors import UserError
-from flaxcnn.training.chips import Chip
+from flaxcnn.estimate.chips import Chip
+from flaxcnn.estimate.step_cost import Step, at_batch, compile_step
 from flaxcnn.training.environment import judge_libtpu
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.step_cost import Step, at_batch, compile_step
 
 TIME_LIMIT = 1200  # seconds; ResNet-50 takes 60 to 200, by the processor
 
@@ -39,7 +39,7 @@ def compile_for_tpu(
         raise UserError(f"--chip {chip.name}: {misfit}. With another libtpu compiling crashes")
     parts = (experiment.config, experiment.dataset, experiment.facts)
     with subprocess.Popen(
-        [sys.executable, "-m", "flaxcnn.training.tpu_compile"],
+        [sys.executable, "-m", "flaxcnn.estimate.tpu_compile"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

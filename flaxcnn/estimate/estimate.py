@@ -14,13 +14,13 @@ from typing import Any
 import jax
 
 from flaxcnn.errors import UserError
-from flaxcnn.training.chips import Chip, find_chip, present_chip
+from flaxcnn.estimate.chips import Chip, find_chip, present_chip
+from flaxcnn.estimate.step_cost import Step, at_batch, choose_batches, compile_step
+from flaxcnn.estimate.step_model import reckon_step
+from flaxcnn.estimate.tpu_compile import compile_for_tpu
+from flaxcnn.estimate.unread import forget_images, open_unread
 from flaxcnn.training.config import Config
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.step_cost import Step, at_batch, choose_batches, compile_step
-from flaxcnn.training.step_model import reckon_step
-from flaxcnn.training.tpu_compile import compile_for_tpu
-from flaxcnn.training.unread import forget_images, open_unread
 
 # Of the roofline's speed, what good trainings of CNNs reach: the fastest ResNet-50 published for an
 # A100 runs at 0.56 of what its memory's traffic allows, records on CIFAR-10 at 0.4.
@@ -160,7 +160,7 @@ def _caveats(experiment: Experiment, chip: Chip, step: Step, seconds: float) -> 
         found.append(f"the rates of {chip.title} are not known: no times")
     elif chip.platform == "cpu":
         found += [
-            "the rates of a CPU are rough: those of one machine, times the threads",
+            "the rates of a CPU are rough: nominal ones of its vectors, times the threads",
             "what XLA's convolutions take on a CPU while they run is not in its plan of the memory",
         ]
     elif seconds < _SHORT:
@@ -176,16 +176,16 @@ def _largest_batch(
     """By the line through two batch sizes; at most an epoch's images."""
     known = [(step.batch_size, step.memory) for step in steps if step.memory is not None]
     if len(known) < 2:
-        return None, "a second batch size is needed for it"
+        return None, "a second batch size has not been compiled"
     (first, more), (second, less) = known
-    by = f"the line through the memory at {second} and {first}"
+    by = f"by the line through the memory at {second} and {first}"
     slope = (more - less) / (first - second)
     if slope <= 0:
-        return None, f"{by}, which does not rise"
+        return None, f"the memory is the same at {second} and {first}"
     unit = devices * experiment.config.optimizer.accumulate
     most = int(first + (chip.memory - more) / slope)
     images = len(experiment.draws)
     if most >= images:
-        return images // unit * unit, f"{by}; an epoch has no more images"
+        return images // unit * unit, f"all images of an epoch, {by}"
     digits = 10 ** max(0, int(math.log10(max(most, 1))) - 1)  # two of them say enough
     return max(0, most // digits * digits // unit * unit), by

@@ -13,13 +13,10 @@ from ml_collections import ConfigDict
 
 from flaxcnn.data import tfds_source
 from flaxcnn.errors import UserError
-from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, environment
-from flaxcnn.training import tpu_compile as tpu
-from flaxcnn.training.chips import CHIPS, NAMES, Chip, find_chip, present_chip
-from flaxcnn.training.estimate import assess, estimate_config, parse_duration
-from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.parts import load_data
-from flaxcnn.training.step_cost import (
+from flaxcnn.estimate import tpu_compile as tpu
+from flaxcnn.estimate.chips import CHIPS, NAMES, Chip, find_chip, present_chip
+from flaxcnn.estimate.estimate import assess, estimate_config, parse_duration
+from flaxcnn.estimate.step_cost import (
     Step,
     abstract_bytes,
     at_batch,
@@ -27,8 +24,11 @@ from flaxcnn.training.step_cost import (
     compile_step,
     count_flops,
 )
-from flaxcnn.training.step_model import reckon, reckon_step
-from flaxcnn.training.unread import forget_images, make_unread, open_unread
+from flaxcnn.estimate.step_model import reckon, reckon_step
+from flaxcnn.estimate.unread import forget_images, make_unread, open_unread
+from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig, environment
+from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.parts import load_data
 
 
 def make_experiment(images: int = 96, **optimizer) -> Experiment:
@@ -118,7 +118,7 @@ def test_the_largest_batch_is_on_a_line():
     too_small = judge(steps, memory=70.0)
     assert (too_small.fits, too_small.largest_batch) == (False, 6)
     flat = judge([steps[0], dataclasses.replace(steps[1], memory=100.0)])
-    assert flat.largest_batch is None and "does not rise" in flat.largest_batch_by
+    assert flat.largest_batch is None and "the same at 5 and 10" in flat.largest_batch_by
 
 
 def test_two_batches_are_compiled(experiment):

@@ -1,5 +1,6 @@
 """The networks, one file per paper, and their registry."""
 
+from flaxcnn.models._fold import fold_batch_norm as fold_batch_norm
 from flaxcnn.models._initialize import init as init
 from flaxcnn.models._network import Feature as Feature
 from flaxcnn.models._network import Network as Network

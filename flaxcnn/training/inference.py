@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from flaxcnn.data.augment import read_views, viewed_shape
+from flaxcnn.data.augment import View, read_views, viewed_shape
 from flaxcnn.data.images import read_image
 from flaxcnn.errors import UserError
+from flaxcnn.models import fold_batch_norm
 from flaxcnn.tasks.task import Task
 from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.config import Config
@@ -42,16 +43,24 @@ class TrainedRun:
 
         Of classification, probabilities float32 [N, classes]. Over the config's `data.views`, if it
         has any: an image is judged as the run's own test images were, whose figures are in
-        result.json.
+        result.json. BatchNorm is folded, which moves answers by no more than float32's rounding.
         """
-        return jax.device_get(self._forward(self.variables, images))
+        return jax.device_get(self._forward(self._folded[1], images))
 
     @cached_property
     def _forward(self) -> Callable[[Any, np.ndarray], Any]:
         preprocess = make_preprocess(self.facts.mean, self.facts.std)
-        views = read_views(self.config.data.views, self.facts.image_shape)
-        forward = make_forward(self.model, preprocess, views)
+        forward = make_forward(self._folded[0], preprocess, self._views)
         return jax.jit(lambda variables, x: self.task.answer(forward(variables, x)))
+
+    @cached_property
+    def _folded(self) -> tuple[nn.Module, Any]:
+        shape = viewed_shape(self._views, self.facts.image_shape)
+        return fold_batch_norm(self.model, self.variables, shape)
+
+    @cached_property
+    def _views(self) -> list[View]:
+        return read_views(self.config.data.views, self.facts.image_shape)
 
     def predict(self, files: Sequence[str], resize: str | None = None) -> Iterator[tuple[str, Any]]:
         """Each file with the task's answer, or with the UserError that says what is wrong with it.

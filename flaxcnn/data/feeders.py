@@ -17,13 +17,15 @@ from collections.abc import Generator
 from multiprocessing import connection
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from flaxcnn.data.plans import Plan
-from flaxcnn.data.splits import ArraySplit, Split
+from flaxcnn.data.splits import ArraySplit, LazySplit, Split
+from flaxcnn.errors import UserError
 
 Batch = tuple[Any, Any]  # images uint8 [N, H, W, C], targets
 
@@ -79,7 +81,10 @@ class Streaming:
 
 @dataclasses.dataclass(frozen=True)
 class _Calls:
-    """What the workers see of a feed: a sequence of loaded calls."""
+    """What the workers see of a feed: a sequence of loaded calls, and what was replaced in them.
+
+    A worker's splits are copies, so this process notes what they have replaced.
+    """
 
     split: Split
     plan: Plan
@@ -88,10 +93,19 @@ class _Calls:
     def __len__(self) -> int:
         return len(self.plan) - self.start
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> tuple[Batch, np.ndarray]:
         indices = self.plan[self.start + int(index)]
-        batch = self.split.load(indices.reshape(-1))
-        return jax.tree.map(lambda x: x.reshape(*indices.shape, *x.shape[1:]), batch)
+        if isinstance(self.split, LazySplit):
+            batch, replaced = self.split.load_marked(indices.reshape(-1))
+        else:
+            batch, replaced = self.split.load(indices.reshape(-1)), np.zeros(indices.size, bool)
+        shape = indices.shape
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), (batch, replaced))
+
+    def note(self, index: int, replaced: np.ndarray) -> None:
+        """Notes what was `replaced` [K, B] in an item."""
+        if isinstance(self.split, LazySplit) and replaced.any():
+            self.split.note(self.plan[self.start + index][replaced])
 
 
 def _stream(calls: _Calls, workers: int) -> Generator[Batch]:
@@ -123,8 +137,14 @@ def _load_ahead(calls: _Calls, workers: int) -> Generator[Batch]:
         dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
     iterator = iter(dataset)
     try:
-        for _ in range(len(calls)):
-            yield _copy(next(iterator))
+        for index in range(len(calls)):
+            batch, replaced = next(iterator)
+            calls.note(index, replaced)
+            batch = _copy(batch)
+            del replaced  # of shared memory, as the batch was
+            yield batch
+    except UserError as error:  # to which grain has added lines of its own
+        raise UserError(str(error).partition("\n")[0]) from None
     finally:
         iterator.close()
 
@@ -162,6 +182,7 @@ def _close_streams() -> None:
 
 def _start_worker(index: int, count: int) -> None:
     """Makes a worker process outlive signals meant for its parent, but not the parent itself."""
+    cv2.setNumThreads(1)  # there is a process for each core already
     # grain imports jax here; the accelerator belongs to the parent.
     jax.config.update("jax_platforms", "cpu")
     # Ctrl-C, and `timeout` or a batch system's SIGTERM, reach the whole process group; the parent

@@ -1,6 +1,7 @@
 """Image folders: one per class, in `train/ validation/ test/` or directly."""
 
 import contextlib
+import dataclasses
 import filecmp
 import sys
 from collections.abc import Iterator
@@ -17,24 +18,33 @@ from flaxcnn.errors import UserError
 
 
 @dataclass(frozen=True)
-class FolderRecords:
-    """Image files and their labels."""
+class FolderRecords(Records):
+    """Image files and their classes."""
 
     paths: tuple[str, ...]
-    labels: tuple[int, ...]
+    classes: np.ndarray  # int32 [N]
     format: ImageFormat
+    fast: bool = False  # see `read_image`
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def labels(self) -> np.ndarray:
+        """See `flaxcnn.data.splits.Records`."""
+        return self.classes
+
+    def streamed(self) -> "FolderRecords":
+        """See `flaxcnn.data.splits.Records`."""
+        return dataclasses.replace(self, fast=True)
 
     def read(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray | UserError, int]]:
         """See `flaxcnn.data.splits.Records`."""
         for index in indices:
             try:
-                image = read_image(self.paths[index], *self.format)
+                image = read_image(self.paths[index], *self.format, fast=self.fast)
             except UserError as error:
                 image = error
-            yield image, self.labels[index]
+            yield image, int(self.classes[index])
 
 
 def open_folder(path: str, image_format: ImageFormat, record: Record | None = None) -> Opened:
@@ -70,7 +80,9 @@ def open_folder(path: str, image_format: ImageFormat, record: Record | None = No
     labels = {name: label for label, name in enumerate(found.class_names)}
     records: dict[str, Records] = {
         split: FolderRecords(
-            paths[split], tuple(labels[found.class_of(name)] for name in names), full
+            paths[split],
+            np.array([labels[found.class_of(name)] for name in names], np.int32),
+            full,
         )
         for split, names in files.items()
     }

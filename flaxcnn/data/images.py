@@ -56,19 +56,28 @@ class ImageFormat(NamedTuple):
     channels: int  # 1 grey, 3 RGB, 0 as in the image
 
 
-def read_image(path: str | Path, size: tuple[int, ...], resize: str, channels: int) -> np.ndarray:
+def read_image(
+    path: str | Path, size: tuple[int, ...], resize: str, channels: int, *, fast: bool = False
+) -> np.ndarray:
     """An image file as uint8 [H, W, C], by the rules of `fit_image`.
 
     Reads JPEG, PNG, WebP, BMP, TIFF, GIF and, where Pillow can, AVIF, whatever the file is called;
     of several frames or pages the first. The orientation noted by a camera (EXIF) is applied,
     16-bit samples keep their high byte, transparent pixels are shown on white. Raises UserError
     naming the file if it cannot be opened, is of another kind, too large, or damaged: a file that
-    ends too early is, even where a lenient decoder would fill it up.
+    ends too early is, even where a lenient decoder would fill it up. `fast` decodes a JPEG file
+    that is much larger than `size` at 1/2, 1/4 or 1/8 of its own, see `fit_image`.
     """
     try:
         with Image.open(path, formats=FILE_FORMATS) as image:
+            whole = _upright_size(image) if fast and size else ()
+            if whole:
+                (height, width), _ = _place(whole, (size[0], size[1]), resize)
+                on_side = _orientation(image) >= 5
+                # What is no JPEG stays whole.
+                image.draft(None, (height, width) if on_side else (width, height))
             pixels = _to_pixels(image)  # loads it; to Pillow truncated data is an error
-        return fit_image(pixels, size, resize, channels)
+        return fit_image(pixels, size, resize, channels, whole)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise _explain(path, error) from error
 
@@ -80,27 +89,32 @@ def probe_image(path: str | Path) -> tuple[int, int, int]:
     """
     try:
         with Image.open(path, formats=FILE_FORMATS) as image:
-            width, height = image.size
-            if _orientation(image) >= 5:  # on its side
-                width, height = height, width
-            return height, width, 1 if _is_grey(image) else 3
+            return *_upright_size(image), 1 if _is_grey(image) else 3
     except Exception as error:  # as above
         raise _explain(path, error) from error
 
 
-def fit_image(image: np.ndarray, size: tuple[int, ...], resize: str, channels: int) -> np.ndarray:
+def fit_image(
+    image: np.ndarray,
+    size: tuple[int, ...],
+    resize: str,
+    channels: int,
+    whole: tuple[int, ...] = (),
+) -> np.ndarray:
     """uint8 [H, W] or [H, W, 3] -> uint8 [height, width, channels].
 
     With `size` (height, width), "crop" scales the shorter side to size and cuts the centre out,
     "stretch" ignores the proportions, "pad" scales the longer side and adds black borders.
-    Shrinking averages areas, enlarging interpolates linearly. Grey is Rec. 601 luma.
+    Shrinking averages areas, enlarging interpolates linearly. Grey is Rec. 601 luma. An image that
+    was decoded at a part of its size, (height, width) `whole`, goes where the whole would; what is
+    left to shrink by less than 2 is interpolated linearly, which then still uses every pixel.
     """
     if channels == 1 and image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     elif channels == 3 and image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if size and image.shape[:2] != tuple(size):
-        image = _resize(image, (size[0], size[1]), resize)
+        image = _resize(image, (size[0], size[1]), resize, whole)
     return image if image.ndim == 3 else image[:, :, None]
 
 
@@ -132,10 +146,21 @@ def _place(
     return (height, width), ((size[0] - height) // 2, (size[1] - width) // 2)
 
 
-def _resize(image: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarray:
+def find_scale(whole: tuple[int, int], size: tuple[int, ...], resize: str) -> int:
+    """8, 4, 2 or 1: what an image of (height, width) `whole` can be divided by on decoding."""
+    (height, width), _ = _place(whole, (size[0], size[1]), resize) if size else (whole, 0)
+    most = min(whole[0] // height, whole[1] // width)
+    return next(scale for scale in (8, 4, 2, 1) if scale <= max(most, 1))
+
+
+def _resize(
+    image: np.ndarray, size: tuple[int, int], resize: str, whole: tuple[int, ...]
+) -> np.ndarray:
     before = (image.shape[0], image.shape[1])
-    (height, width), (down, right) = _place(before, size, resize)
+    (height, width), (down, right) = _place((whole[0], whole[1]) if whole else before, size, resize)
     shrinks = height * width < before[0] * before[1]
+    if whole:
+        shrinks = before[0] >= 2 * height or before[1] >= 2 * width
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     image = cv2.resize(image, (width, height), interpolation=method)
     if resize == "crop":
@@ -146,6 +171,11 @@ def _resize(image: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarray
 
 def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA") or image.mode.startswith("I")  # I: 16-bit grey
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (width, height) if _orientation(image) >= 5 else (height, width)  # from 5 on its side
 
 
 def _orientation(image: Image.Image) -> int:

@@ -11,11 +11,19 @@ import numpy as np
 from flaxcnn.data.choices import ON_BAD_IMAGE, RESIZE
 from flaxcnn.data.images import ImageFormat, fit_image
 from flaxcnn.data.record import Files, Record, check_classes, hash_files, listing, refuse
-from flaxcnn.data.splits import Opened, Records, Split, hold_out, load_records, map_chunks
+from flaxcnn.data.splits import (
+    SHOWN,
+    LazySplit,
+    Opened,
+    Records,
+    Split,
+    hold_out,
+    load_records,
+    stream_records,
+)
 from flaxcnn.errors import UserError
 
 _DIGITS_SPLIT_SEED = 0  # of no run: every run is tested on the same 360 digits
-_SHOWN = 20  # images that cannot be read, named in one message
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,12 @@ class Dataset:
     skipped: int  # images skipped because they cannot be read
     version: str  # changes with the set: a hash of its files, or the publisher's word
     files: Files = dataclasses.field(default_factory=dict)  # of a folder
+
+    def replaced(self) -> list[str]:
+        """What is wrong with the images of streamed splits that were replaced until now."""
+        lazy = [split for split in self.splits.values() if isinstance(split, LazySplit)]
+        notes = {id(split.replaced): split.replaced for split in lazy}  # parts of one share them
+        return [error for of_records in notes.values() for error in of_records.values()]
 
 
 def absolute_source(source: str) -> str:
@@ -68,8 +82,9 @@ def load_dataset(
     Digits are scikit-learn's 1,797 of 8x8 pixels, with a test split that no seed changes. A folder
     of classes without splits is divided by `split` (train, validation, test). Any other source
     without a validation split holds out the share `validation` of train (0 holds out none). Both
-    are stratified and depend on `seed` only. Every image is decoded once here, and those of splits
-    up to `resident_limit` bytes stay in memory.
+    are stratified and depend on `seed` only. The images of splits up to `resident_limit` bytes of
+    pixels are decoded once here and stay in memory; those of a larger one are decoded when they
+    are loaded, none of them here. There on_bad_image="skip" means what `LazySplit.replace` says.
     A test split whose labels are withheld (all of them outside 0..C-1, as tfds gives -1) is left
     out, which is said on stderr. With the `record` of a run the set must be the one recorded, and
     the splits of a folder are those recorded.
@@ -87,7 +102,7 @@ def load_dataset(
         if opened.version and record.version not in ("", opened.version):
             raise refuse(source, [f"it is {opened.version}, that was {record.version}"])
         if record.files:
-            loaded = _load(source, opened, "refuse", resident_limit)
+            loaded = _load(source, opened, on_bad_image, resident_limit, refusing=True)
             return dataclasses.replace(loaded, version=record.version, files=record.files)
     dataset = _load(source, opened, on_bad_image, resident_limit)
     by_place = record is not None and not record.version
@@ -99,31 +114,6 @@ def load_dataset(
     if record and record.version not in ("", version):  # the run has lost its list of files
         raise refuse(source, ["its files have changed"])
     return dataclasses.replace(dataset, version=version)
-
-
-def compute_normalization(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per channel, float32 [C], of pixels scaled to 0..1.
-
-    Sums of integers, so exact and independent of the order. A channel that is constant over the
-    whole split gets the deviation 1: divided by it, its pixels become 0.
-    """
-
-    def histogram(indices: np.ndarray) -> np.ndarray:
-        pixels = split.load(indices)[0]
-        channels = pixels.reshape(-1, pixels.shape[-1]).T
-        return np.stack([np.bincount(channel, minlength=256) for channel in channels])
-
-    counts = sum(map_chunks(histogram, len(split), "normalisation"))
-    values = np.arange(256)
-    total, first, second = (counts @ values**power for power in range(3))
-    mean = first / total
-    variance = [  # in Python's integers: total * second exceeds 64 bits for a large set
-        (int(n) * int(s) - int(m) ** 2) / int(n) ** 2
-        for n, m, s in zip(total, first, second, strict=True)
-    ]
-    std = np.sqrt(variance)
-    std[std == 0] = 255
-    return (mean / 255).astype(np.float32), (std / 255).astype(np.float32)
 
 
 def _check_fields(
@@ -156,20 +146,24 @@ def _check_fields(
 
 
 @dataclass(frozen=True)
-class _Digits:
+class _Digits(Records):
     """One split of scikit-learn's digits."""
 
     images: np.ndarray  # uint8 [N, 8, 8]
-    labels: np.ndarray
+    classes: np.ndarray
     format: ImageFormat
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.classes)
+
+    def labels(self) -> np.ndarray:
+        """See `flaxcnn.data.splits.Records`."""
+        return self.classes.astype(np.int32)
 
     def read(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         """See `flaxcnn.data.splits.Records`."""
         for index in indices:
-            yield fit_image(self.images[index], *self.format), int(self.labels[index])
+            yield fit_image(self.images[index], *self.format), int(self.classes[index])
 
 
 def _open_digits(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
@@ -209,10 +203,17 @@ OPENERS: dict[str, Callable[[str, ImageFormat, Record | None], Opened]] = {
 """By the word before the colon of `data.source`: (what follows it, format, record) -> `Opened`."""
 
 
-def _load(source: str, opened: Opened, on_bad_image: str, resident_limit: int) -> Dataset:
-    """Decodes everything once; the errors of all splits are reported together.
+def _load(
+    source: str,
+    opened: Opened,
+    on_bad_image: str,
+    resident_limit: int,
+    *,
+    refusing: bool = False,
+) -> Dataset:
+    """Decodes what is to stay in memory; the errors of all splits are reported together.
 
-    `on_bad_image` is the config's, or "refuse" where every image has been read before.
+    `refusing`: what is to stay in memory has been read before, so that it must be readable.
     """
     splits: dict[str, Split] = {}
     files = {name: dict(of_split) for name, of_split in opened.files.items()}
@@ -225,9 +226,10 @@ def _load(source: str, opened: Opened, on_bad_image: str, resident_limit: int) -
                 raise UserError(f"data.source: {title} holds no image")
             print(f"{title} holds no image: it is not used", file=sys.stderr)
             continue
-        split, bad = load_records(
-            records, opened.image_shape, title=title, resident_limit=resident_limit
-        )
+        if len(records) * int(np.prod(opened.image_shape)) > resident_limit:
+            split, bad = stream_records(records, replace=on_bad_image == "skip"), {}
+        else:
+            split, bad = load_records(records, opened.image_shape, title=title)
         errors += bad.values()
         if on_bad_image == "skip" and not len(split):
             raise UserError(f"{title}: none of the {len(records)} images can be read")
@@ -237,6 +239,8 @@ def _load(source: str, opened: Opened, on_bad_image: str, resident_limit: int) -
         classes = len(opened.class_names)
         if len(split) and (not classes or _has_labels(title, name, split.strata, classes)):
             splits[name] = split
+    if errors and refusing:
+        raise refuse(source, _name(errors))
     _tell(source, errors, on_bad_image)
     if skipped:
         files["skipped"] = skipped
@@ -245,18 +249,20 @@ def _load(source: str, opened: Opened, on_bad_image: str, resident_limit: int) -
     )
 
 
+def _name(errors: list[UserError]) -> list[str]:
+    more = [f"and {len(errors) - SHOWN} more"] if len(errors) > SHOWN else []
+    return [*map(str, errors[:SHOWN]), *more]
+
+
 def _tell(source: str, errors: list[UserError], on_bad_image: str) -> None:
     """Prints what is skipped, or raises UserError with all that cannot be read."""
-    more = [f"and {len(errors) - _SHOWN} more"] if len(errors) > _SHOWN else []
-    shown = [*map(str, errors[:_SHOWN]), *more]
     if on_bad_image == "skip":
-        for line in shown:
+        for line in _name(errors):
             print(f"skipped: {line}", file=sys.stderr)
-    elif errors and on_bad_image == "refuse":
-        raise refuse(source, shown)
     elif errors:
         count = f"{source}: {len(errors)} images cannot be read: " if len(errors) > 1 else ""
-        raise UserError(f"{count}{'; '.join(shown)} (to skip them: data.on_bad_image=skip)")
+        shown = "; ".join(_name(errors))
+        raise UserError(f"{count}{shown} (to skip them: data.on_bad_image=skip)")
 
 
 def _has_labels(title: str, name: str, labels: np.ndarray, classes: int) -> bool:

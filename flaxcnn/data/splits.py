@@ -1,9 +1,11 @@
 """Splits of a data set: in memory, or decoded when they are asked for."""
 
+import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -16,6 +18,8 @@ from flaxcnn.errors import UserError
 T = TypeVar("T")
 
 _CHUNK = 256  # images per task of a thread
+_MOST_IN_A_ROW = 1000  # images that cannot be read: then something else is wrong than they
+SHOWN = 20  # images that cannot be read, named in one message
 # Purposes of seeded orders; 1 is the order of training, 3 and 4 are of imbalance.py.
 _HOLD_OUT, _CLASSES = 2, 5
 
@@ -84,6 +88,14 @@ class Records(Protocol):
         """
         ...
 
+    def labels(self) -> np.ndarray | None:
+        """The targets int32 [N] without decoding an image; None where they are no labels."""
+        return None
+
+    def streamed(self) -> "Records":
+        """These records, to be decoded again in each epoch, as fast as a good picture allows."""
+        return self
+
 
 class Opened(NamedTuple):
     """What a source holds, before any image is decoded."""
@@ -99,74 +111,103 @@ class Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class LazySplit:
-    """The examples `indices` of `records`, decoded when loaded; `strata` as of `Split`."""
+    """The examples `indices` of `records`, decoded when loaded; `strata` as of `Split`.
+
+    With `replace` the next image of the split (after the last, the first) that can be read stands
+    in, with its target, for one that cannot: which one depends on the files alone, so that steps
+    are the same whenever it is found. Without, such an image is an error when it is loaded.
+    """
 
     records: Records
     indices: np.ndarray
     strata: np.ndarray
+    replace: bool = False
+    replaced: dict[int, str] = field(default_factory=dict)  # what is wrong with those found so far
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def load(self, indices: np.ndarray) -> tuple[np.ndarray, Any]:
-        """See `Split`. Raises UserError if an image has been damaged since it was checked."""
-        images, targets = [], []
-        for image, target in self.records.read(self.indices[indices]):
+        """See `Split`. Raises UserError for an image that cannot be read, unless `replace`."""
+        batch, replaced = self.load_marked(indices)
+        self.note(indices[replaced])
+        return batch
+
+    def load_marked(self, indices: np.ndarray) -> tuple[tuple[np.ndarray, Any], np.ndarray]:
+        """What `load` gives, and bool [n]: which were replaced. For workers: they cannot `note`."""
+        images, targets, replaced = [], [], np.zeros(len(indices), bool)
+        for place, (image, target) in enumerate(self.records.read(self.indices[indices])):
             if isinstance(image, UserError):
-                raise image
+                replaced[place] = True
+                image, target = self._load_next(int(indices[place]), image)
             images.append(image)
             targets.append(target)
-        return np.stack(images), _stack(targets)
+        return (np.stack(images), _stack(targets)), replaced
+
+    def _load_next(self, index: int, error: UserError) -> tuple[np.ndarray, Any]:
+        if not self.replace:
+            raise UserError(f"{error} (to skip it: data.on_bad_image=skip)")
+        for ahead in range(1, min(len(self), _MOST_IN_A_ROW)):
+            following = self.indices[[(index + ahead) % len(self)]]
+            ((image, target),) = self.records.read(following)
+            if not isinstance(image, UserError):
+                return image, target
+        raise UserError(f"{min(len(self), _MOST_IN_A_ROW)} images in a row cannot be read: {error}")
+
+    def note(self, indices: np.ndarray) -> None:
+        """Remembers that these were replaced, and names on stderr those that are new."""
+        for index in map(int, self.indices[indices]):
+            if index not in self.replaced:
+                ((error, _),) = self.records.read(np.array([index]))
+                self.replaced[index] = str(error)
+                if len(self.replaced) <= SHOWN:
+                    print(f"skipped: {error}", file=sys.stderr)
 
     def subset(self, indices: np.ndarray) -> "LazySplit":
         """See `Split`."""
-        return LazySplit(self.records, self.indices[indices], self.strata[indices])
-
-
-def _is_label(target: Any) -> bool:
-    return isinstance(target, int | np.integer)
+        indices, strata = self.indices[indices], self.strata[indices]
+        return dataclasses.replace(self, indices=indices, strata=strata)
 
 
 def _stack(targets: list[Any]) -> Any:
     """One tree of arrays [n, ...] of n trees; labels become int32 [n]."""
-    if _is_label(targets[0]):
+    if isinstance(targets[0], int | np.integer):
         return np.array(targets, np.int32)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *targets)
 
 
-def load_records(
-    records: Records, image_shape: tuple[int, int, int], *, title: str, resident_limit: int
-) -> tuple[Split, dict[int, UserError]]:
-    """Decodes every image once. Returns the split of those that can be read, and the errors.
+def stream_records(records: Records, *, replace: bool) -> LazySplit:
+    """The split of all records, none of which is decoded now; `replace` as of `LazySplit`."""
+    labels = records.labels()
+    strata = np.zeros(len(records), np.int32) if labels is None else labels
+    return LazySplit(records.streamed(), np.arange(len(records)), strata, replace)
 
-    Up to `resident_limit` bytes of pixels stay in memory; a larger split decodes again on loading.
-    `title` stands beside the progress bar. The errors are by the index of the skipped image.
+
+def load_records(
+    records: Records, image_shape: tuple[int, int, int], *, title: str
+) -> tuple[ArraySplit, dict[int, UserError]]:
+    """Decodes every image into memory: the split of those that can be read, and the errors.
+
+    `title` stands beside the progress bar. The errors are by the index of the image they leave out.
     """
     count = len(records)
-    resident = count * int(np.prod(image_shape)) <= resident_limit
-    images = np.empty((count if resident else 0, *image_shape), np.uint8)
+    images = np.empty((count, *image_shape), np.uint8)
     targets: list[Any] = [None] * count
 
     def decode(indices: np.ndarray) -> dict[int, UserError]:
         bad = {}
         for index, (image, target) in zip(indices, records.read(indices), strict=True):
-            if resident or _is_label(target):  # what is no label may be as large as an image
-                targets[index] = target
+            targets[index] = target
             if isinstance(image, UserError):
                 bad[int(index)] = image
-            elif resident:
+            else:
                 images[index] = image
         return bad
 
     bad: dict[int, UserError] = {}
     for of_chunk in map_chunks(decode, count, title):
         bad |= of_chunk
-    if resident:
-        whole = ArraySplit(images, _stack(targets))
-    else:
-        labelled = _is_label(targets[0])
-        strata = _stack(targets) if labelled else np.zeros(count, np.int32)
-        whole = LazySplit(records, np.arange(count), strata)
+    whole = ArraySplit(images, _stack(targets))
     return (whole.subset(np.delete(np.arange(count), list(bad))) if bad else whole), bad
 
 

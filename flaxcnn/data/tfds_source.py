@@ -1,7 +1,9 @@
 """tensorflow-datasets, and the only file that knows of it. Reading never imports TensorFlow."""
 
+import dataclasses
 import difflib
 import importlib.util
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,29 +11,47 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from flaxcnn.data.images import ImageFormat, fit_image
-from flaxcnn.data.splits import Opened, Records
+from flaxcnn.data.images import ImageFormat, find_scale, fit_image
+from flaxcnn.data.splits import Opened, Records, map_chunks
 from flaxcnn.errors import UserError
 
 
 @dataclass(frozen=True)
-class TfdsRecords:
+class TfdsRecords(Records):
     """One split of a prepared set. `source` yields encoded images; `title` names it in errors."""
 
     source: Any
     title: str
     format: ImageFormat
+    fast: bool = False  # see `read_image`
 
     def __len__(self) -> int:
         return len(self.source)
 
+    def labels(self) -> np.ndarray:
+        """See `flaxcnn.data.splits.Records`. Reads every record, but decodes no image."""
+
+        def read(indices: np.ndarray) -> list[int]:
+            return [int(example["label"]) for example in self._examples(indices)]
+
+        chunks = map_chunks(read, len(self), f"labels of {self.title}")
+        return np.array([label for chunk in chunks for label in chunk], np.int32)
+
+    def streamed(self) -> "TfdsRecords":
+        """See `flaxcnn.data.splits.Records`."""
+        return dataclasses.replace(self, fast=True)
+
+    def _examples(self, indices: np.ndarray) -> Any:
+        return self.source.__getitems__([int(index) for index in indices])
+
     def read(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray | UserError, int]]:
         """See `flaxcnn.data.splits.Records`."""
-        examples = self.source.__getitems__([int(index) for index in indices])
+        examples = self._examples(indices)
         for index, example in zip(indices, examples, strict=True):
             try:
-                image = _decode(example["image"], self.format)
+                image = _decode(example["image"], self.format, self.fast)
                 if image is None:
                     image = UserError(f"{self.title}: image {index} is damaged")
             except cv2.error:  # beyond OpenCV's limits, as read or on its way to size
@@ -39,16 +59,32 @@ class TfdsRecords:
             yield image, int(example["label"])
 
 
-def _decode(encoded: bytes, image_format: ImageFormat) -> np.ndarray | None:
+_SCALED = {  # by what the sides are divided by, for one and for three channels
+    1: (cv2.IMREAD_GRAYSCALE, cv2.IMREAD_COLOR),
+    2: (cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_COLOR_2),
+    4: (cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_COLOR_4),
+    8: (cv2.IMREAD_REDUCED_GRAYSCALE_8, cv2.IMREAD_REDUCED_COLOR_8),
+}
+
+
+def _decode(encoded: bytes, image_format: ImageFormat, fast: bool) -> np.ndarray | None:
+    whole, scale = (), 1
+    if fast and encoded.startswith(b"\xff\xd8"):  # JPEG
+        try:
+            width, height = Image.open(io.BytesIO(encoded)).size
+        except Exception:  # as in images.py; OpenCV has the word on what is damaged
+            return None
+        whole = height, width
+        scale = find_scale(whole, image_format.size, image_format.resize)
     # As tfds itself decodes: a note of the camera's orientation does not count.
-    mode = cv2.IMREAD_GRAYSCALE if image_format.channels == 1 else cv2.IMREAD_COLOR
+    mode = _SCALED[scale][image_format.channels != 1]
     buffer = np.frombuffer(encoded, np.uint8)
     image = cv2.imdecode(buffer, mode | cv2.IMREAD_IGNORE_ORIENTATION) if len(buffer) else None
     if image is None:
         return None
     if image_format.channels == 3:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return fit_image(image, *image_format)
+    return fit_image(image, *image_format, whole)
 
 
 def open_tfds(name: str, image_format: ImageFormat) -> Opened:

@@ -119,7 +119,7 @@ def _open_folder(path: str, image_format: ImageFormat) -> Header:
     from flaxcnn.data.folder import open_folder
 
     opened = open_folder(path, image_format)
-    labels = {split: records.labels for split, records in opened.records.items()}  # pyright: ignore
+    labels = {split: records.labels() for split, records in opened.records.items()}
     return opened.class_names, opened.image_shape, labels
 
 

@@ -60,6 +60,7 @@ class DataConfig:
     on_bad_image: str = "error"  # or "skip": damaged images are skipped and counted
     feeder: str = "auto"  # "resident" (on the device), "streaming", or by resident_limit
     resident_limit: int = 2**31  # bytes of uint8 images up to which "auto" is "resident"
+    normalization: object = "auto"  # "data", "sample" (of 2,000 images), by feeder, or (mean, std)
     augment: tuple[Any, ...] = ()  # of the training images: (("flip",), ("rotate", 15)), in order
     augment_classes: tuple[str, ...] = ()  # only of the images of these; () is all classes
     views: tuple[Any, ...] = ()  # over which the final test averages: (("shift", 1), ("flip",))
@@ -206,7 +207,7 @@ def _normalize(section: Any, default: Any, prefix: str) -> Any:
             value = _normalize(value, expected, f"{name}.")
         elif isinstance(expected, float) and type(value) is int:
             value = float(value)
-        elif isinstance(expected, tuple):
+        elif isinstance(expected, tuple) or name == "data.normalization":
             value = freeze_policy(value)
             if name == "data.augment_classes" and isinstance(value, tuple):
                 value = tuple(str(entry) if type(entry) is int else entry for entry in value)

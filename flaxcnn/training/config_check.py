@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flaxcnn.data.augment import read_policy, read_views
-from flaxcnn.data.choices import FEEDERS, ON_BAD_IMAGE, RESIZE, SAMPLERS
+from flaxcnn.data.choices import FEEDERS, NORMALIZATION, ON_BAD_IMAGE, RESIZE, SAMPLERS
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.registry import find_task
 from flaxcnn.training.budget import parse_budget
@@ -79,6 +79,7 @@ def validate(config: Config) -> None:
     """
     _check_types(config, Config(), "")
     _check_augment(config.data)
+    _check_normalization(config.data.normalization)
     values = dict(fields(config))
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
@@ -111,6 +112,18 @@ def _check_augment(data: DataConfig) -> None:
     read_views(data.views)
 
 
+def _check_normalization(value: Any) -> None:
+    if value in NORMALIZATION:
+        return
+    mean, std = value if isinstance(value, tuple) and len(value) == 2 else ((), ())
+    pairs = isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) == len(std) > 0
+    if not pairs or not all(type(v) in (int, float) for v in mean + std) or min(std) <= 0:
+        raise UserError(
+            f"data.normalization must be {', '.join(NORMALIZATION)} or (mean, std) with a number "
+            f"for each channel, as ((0.5,), (0.25,)), got {value!r}"
+        )
+
+
 def _check_imbalance(balance: BalanceConfig, loss: LossConfig) -> None:
     field = "data.balance"
     for name, share in balance.subsample.to_dict().items():
@@ -141,6 +154,8 @@ def _check_types(config: Any, default: Any, prefix: str) -> None:
     for field in dataclasses.fields(default):
         name, value = prefix + field.name, getattr(config, field.name)
         expected = getattr(default, field.name)
+        if name == "data.normalization":
+            continue  # `_check_normalization` knows it better
         if type(value) is not type(expected):
             if dataclasses.is_dataclass(expected):
                 check_field(name)  # says which of its fields could be meant

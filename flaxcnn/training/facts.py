@@ -13,8 +13,9 @@ import optax
 
 from flaxcnn.data.augment import View, augmented_shape, viewed_shape
 from flaxcnn.data.imbalance import Draws
+from flaxcnn.data.normalization import find_normalization
 from flaxcnn.data.record import refuse
-from flaxcnn.data.sources import Dataset, compute_normalization
+from flaxcnn.data.sources import Dataset
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Setting, Task
 from flaxcnn.training.config import Config
@@ -35,7 +36,7 @@ _STREAMED_BYTES_PER_CALL = 2**26
 class Facts:
     """What a run found out at its start, saved as run.json so that it never changes after.
 
-    `mean` and `std` are per channel, of the training split's pixels scaled to 0..1.
+    `mean` and `std` are per channel, for pixels scaled to 0..1 (`data.normalization`).
     `data_version` tells the data set from another: of a folder the SHA-256 of the names, sizes and
     splits of its files (splits.json has the list), of tfds name and version.
     """
@@ -125,7 +126,9 @@ def find_facts(
         streamed_bytes=batch * int(np.prod(dataset.image_shape)),
         steps_per_epoch=max(1, len(draws) // batch),
     )
-    mean, std = compute_normalization(dataset.splits["train"])
+    mean, std = find_normalization(
+        config.data.normalization, dataset.splits["train"], dataset.image_shape[2]
+    )
     return Facts(
         class_names=list(dataset.class_names),
         image_shape=list(dataset.image_shape),

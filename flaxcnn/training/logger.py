@@ -70,7 +70,7 @@ class Logger:
         self._plan, self._step, self._shown = plan, first_step, ("loss", figure)
         self._epoch = _of_unfinished_epoch(rows, first_step // plan.steps_per_epoch)
         self._compiled: set[int] = set()  # lengths of calls
-        self._steps, self._seconds = 0, 0.0  # of the calls that did not compile
+        self._steps, self._seconds, self._waited = 0, 0.0, 0.0  # of the calls that did not compile
 
     def __enter__(self) -> "Logger":
         return self
@@ -85,12 +85,14 @@ class Logger:
         self._events.close()
         self._file.close()
 
-    def log_train(self, row: Row, steps: int, seconds: float) -> None:
+    def log_train(self, row: Row, steps: int, seconds: float, waited: float) -> None:
         """One call's means, `row`, over `steps`, which took `seconds`.
 
-        The first call of a length compiles: its time is in no rate.
+        In `waited` of them the device had nothing to do until the next call's images came. The
+        first call of a length compiles: its time is in no rate.
         """
         if steps in self._compiled:
+            self._waited += waited
             self._steps += steps
             self._seconds += seconds
             row = row | {"images_per_second": round(steps * self._plan.batch_size / seconds, 1)}
@@ -135,10 +137,15 @@ class Logger:
         return lambda sha256: self._append(json.dumps(row | {"sha256": sha256}) + "\n")
 
     def _describe_rate(self) -> str:
-        """As `1,234 images/s, 00:56 left, `, of training alone; empty before a call is timed."""
+        """As `1,234 images/s, data 3 %, 00:56 left, `; empty before a call is timed.
+
+        Of training alone; the share of its time in which devices waited for data is in it from 1 %.
+        """
         if not self._steps:
             return ""
         text = f"{self._steps * self._plan.batch_size / self._seconds:,.0f} images/s, "
+        share = self._waited / self._seconds
+        text += f"data {share:.0%}, ".replace("%", " %") if share >= 0.01 else ""
         left = (self._plan.total_steps - self._step) * self._seconds / self._steps
         return text + (f"{tqdm.format_interval(left)} left, " if left else "")
 

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -215,23 +216,36 @@ class Loop:
         parallel, plan = self.experiment.parallel, self.experiment.plan
         arrays = parallel.replicate(self._feeder.arrays)
         first_call = plan.call_at(step)
-        with contextlib.closing(self._feeder.feed(plan, first_call)) as feed:
+        with (
+            contextlib.closing(self._feeder.feed(plan, first_call)) as feed,
+            ThreadPoolExecutor(1) as watch,
+        ):
             items = parallel.split(next(feed))
             for call in range(first_call, len(plan)):
                 started = time.perf_counter()
                 start, end = plan.first_step(call), plan.first_step(call + 1)
                 self.state, metrics = self._call(self.state, arrays, items, self._lr_scale())
+                computed = watch.submit(_finish_time, metrics)
                 if call + 1 < len(plan):
                     items = parallel.split(next(feed))
+                fed = time.perf_counter()
                 metrics = jax.device_get(metrics)
-                self._log(logger, start, end, metrics, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                waited = max(0.0, fed - computed.result())
+                self._log(logger, start, end, metrics, seconds, waited)
                 yield end
 
     def _lr_scale(self) -> float:
         return lr_scale(self.experiment.config, self.history)
 
     def _log(
-        self, logger: Logger, start: int, end: int, metrics: dict[str, Any], seconds: float
+        self,
+        logger: Logger,
+        start: int,
+        end: int,
+        metrics: dict[str, Any],
+        seconds: float,
+        waited: float,
     ) -> None:
         plan = self.experiment.plan
         row = {name: float(value) for name, value in metrics.items()}
@@ -243,7 +257,7 @@ class Loop:
         schedule: Any = self.experiment.schedule
         rate = float(schedule(end - 1)) * self._lr_scale()
         where = {"step": end, "epoch": end / plan.steps_per_epoch}
-        logger.log_train({**where, **row, "learning_rate": rate}, end - start, seconds)
+        logger.log_train({**where, **row, "learning_rate": rate}, end - start, seconds, waited)
 
     def validate(self, step: int) -> dict[str, float] | None:
         """Measures the validation split and adds a row to the history; None without the split."""
@@ -271,6 +285,12 @@ class Loop:
             validated=validated and self._evaluate is not None,
             on_hash=logger.log_state(step),
         )
+
+
+def _finish_time(metrics: Any) -> float:
+    """When the devices are done with them."""
+    jax.block_until_ready(metrics)
+    return time.perf_counter()
 
 
 def _is_finite(value: float) -> bool:

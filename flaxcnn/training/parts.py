@@ -1,6 +1,7 @@
 """From a config to its parts: network, task, data set, optimizer's conditions."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.models._registry import create_model
 from flaxcnn.tasks.registry import find_task
 from flaxcnn.tasks.task import Metric, Setting, Task
-from flaxcnn.training.config import Config, LossConfig
+from flaxcnn.training.config import Config, DataConfig, LossConfig
 from flaxcnn.training.state import TrainState, make_state
 
 
@@ -91,12 +92,20 @@ def load_data(config: Config, record: Record | None = None) -> Dataset:
         validation=data.validation,
         seed=config.seed,
         on_bad_image=data.on_bad_image,
-        resident_limit=data.resident_limit,
+        resident_limit=_resident_limit(data),
         record=record,
     )
     shares = data.balance.subsample.to_dict()
     train = subsample(dataset.splits["train"], dataset.class_names, shares, config.seed)
     return dataclasses.replace(dataset, splits=dataset.splits | {"train": train})
+
+
+def _resident_limit(data: DataConfig) -> int:
+    """Bytes of pixels up to which a split is decoded at the start and kept in memory."""
+    if data.feeder == "resident":
+        return sys.maxsize
+    # Digits come decoded.
+    return 0 if data.feeder == "streaming" and data.source != "digits" else data.resident_limit
 
 
 def find_draws(config: Config, dataset: Dataset) -> Draws:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxcnn.data.record import listing
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.figures import draw_curves, save_figure
 from flaxcnn.tasks.registry import find_task
@@ -65,6 +66,7 @@ def report_run(experiment: Experiment, workdir: Workdir, state: TrainState) -> N
         **plain,
         **({"best": best} if best else {}),
         **({"extended": facts.extended} if facts.extended else {}),
+        **({"replaced": replaced} if (replaced := experiment.dataset.replaced()) else {}),
         "report": measured.report,
         "steps": int(state.step),
         "parameters": experiment.facts.parameters,
@@ -163,6 +165,9 @@ def print_result(workdir: Workdir) -> None:
     if "without_views" in result:
         plain = result["without_views"]
         print(f"without data.views: {figure} {plain[figure]:.4f} · loss {plain['loss']:.4f}")
+    if replaced := result.get("replaced"):
+        count = f"{len(replaced)} image{'s' * (len(replaced) > 1)}"
+        print(f"replaced by the next that can be read: {count}: {listing(replaced)}")
     print(_describe_checkpoints(result, figure))
     print(
         f"{result['split']} {figure} {result[figure]:.4f} · {result['images']} images · "

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import os
 import pickle
@@ -179,6 +180,24 @@ def test_processes_agree_with_resident_on_files(lazy, scarce, monkeypatch):
     finally:
         gc.enable()
     check_same(items, resident_items(lazy, plan)[1:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_images_are_replaced_alike_and_named_once(lazy, workers, capsys):
+    plan = plan_of(num_examples=40, batch_size=8, steps_per_call=2, epochs=3)
+    for place in (4, 5, 39):
+        Path(lazy.records.paths[lazy.indices[place]]).write_bytes(b"")
+    if not workers:  # a process tells the same, and takes long to start
+        with pytest.raises(UserError, match=r"\.png is damaged: it is empty \(to skip it: .*\)$"):
+            list(Streaming(lazy, workers).feed(plan))
+    skipping = dataclasses.replace(lazy, replace=True)
+    items = list(Streaming(skipping, workers).feed(plan))
+    order = np.array([{4: 6, 5: 6, 39: 0}.get(i, i) for i in range(40)])
+    whole = [x[order] for x in skipping.load(np.arange(40))]
+    check_same(items, [[x[indices] for x in whole] for indices in plan])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("skipped: ") for line in lines)
+    assert len(skipping.replaced) == 3
 
 
 def test_scarce_shared_memory_is_not_used(lazy, monkeypatch):

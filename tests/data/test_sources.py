@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from flaxcnn.data.sources import compute_normalization, load_dataset
+from flaxcnn.data.normalization import compute_normalization
+from flaxcnn.data.sources import load_dataset
 from flaxcnn.data.splits import ArraySplit
 from flaxcnn.errors import UserError
 

@@ -1,33 +1,46 @@
 import numpy as np
 import pytest
 
-from flaxcnn.data.splits import ArraySplit, LazySplit, hold_out, load_records
+from flaxcnn.data.splits import (
+    ArraySplit,
+    LazySplit,
+    Records,
+    hold_out,
+    load_records,
+    stream_records,
+)
 from flaxcnn.errors import UserError
 
 
-class NumberedRecords:
+class NumberedRecords(Records):
     """Image i is filled with i; those in `damaged` cannot be read."""
 
     def __init__(self, count, damaged=()):
-        self.count, self.damaged = count, damaged
+        self.count, self.damaged, self.decoded = count, damaged, 0
 
     def __len__(self):
         return self.count
 
     def read(self, indices):
         for i in indices:
+            self.decoded += 1
             image = np.full((2, 3, 1), i % 256, np.uint8)
             yield (UserError(f"image {i} is damaged") if i in self.damaged else image), i % 10
 
+    def labels(self):
+        return np.arange(self.count, dtype=np.int32) % 10
 
-def load(records, limit=2**20):
-    return load_records(records, (2, 3, 1), title="x", resident_limit=limit)
+
+def load(records):
+    return load_records(records, (2, 3, 1), title="x")
 
 
-@pytest.mark.parametrize("limit", [6 * 1000, 6 * 1000 - 1])
-def test_split_is_resident_up_to_the_limit(limit):
-    split, bad = load(NumberedRecords(1000), limit)
-    assert type(split) is (ArraySplit if limit == 6000 else LazySplit) and bad == {}
+@pytest.mark.parametrize("kind", [ArraySplit, LazySplit])
+def test_split_is_decoded_at_once_or_when_it_is_loaded(kind):
+    records = NumberedRecords(1000)
+    split = load(records)[0] if kind is ArraySplit else stream_records(records, replace=False)
+    assert type(split) is kind and records.decoded == (1000 if kind is ArraySplit else 0)
+    assert split.strata.tolist() == [i % 10 for i in range(1000)]
     images, labels = split.load(np.array([999, 3, 3, 258]))
     assert images.shape == (4, 2, 3, 1) and images.dtype == np.uint8
     assert images[:, 1, 2, 0].tolist() == [999 % 256, 3, 3, 2]
@@ -35,9 +48,8 @@ def test_split_is_resident_up_to_the_limit(limit):
     assert len(split) == 1000
 
 
-@pytest.mark.parametrize("limit", [2**20, 0])
-def test_images_that_cannot_be_read_are_left_out_and_named(limit):
-    split, bad = load(NumberedRecords(600, damaged={0, 5, 599}), limit)
+def test_images_that_cannot_be_read_are_left_out_and_named():
+    split, bad = load(NumberedRecords(600, damaged={0, 5, 599}))
     assert {i: str(error) for i, error in bad.items()} == {
         i: f"image {i} is damaged" for i in (0, 5, 599)
     }
@@ -46,23 +58,45 @@ def test_images_that_cannot_be_read_are_left_out_and_named(limit):
     assert len(split) == 597
 
 
-@pytest.mark.parametrize("limit", [2**20, 0])
-def test_nothing_may_be_left(limit):
-    split, bad = load(NumberedRecords(3, damaged={0, 1, 2}), limit)
+def test_nothing_may_be_left():
+    split, bad = load(NumberedRecords(3, damaged={0, 1, 2}))
     assert len(split) == 0 and list(bad) == [0, 1, 2]
 
 
-def test_image_damaged_after_the_check_is_an_error():
-    records = NumberedRecords(10)
-    split, _ = load(records, 0)
-    records.damaged = {4}
-    with pytest.raises(UserError, match="image 4"):
+def test_damaged_image_of_a_streamed_split_is_an_error_when_it_is_loaded():
+    split = stream_records(NumberedRecords(10, damaged={4}), replace=False)
+    assert split.load(np.array([1, 3]))[1].tolist() == [1, 3]
+    with pytest.raises(UserError, match="image 4 is damaged"):
         split.load(np.array([1, 4]))
 
 
-@pytest.mark.parametrize("limit", [2**20, 0])
-def test_subset_of_a_subset(limit):
-    split, _ = load(NumberedRecords(100), limit)
+def test_next_image_that_can_be_read_stands_in_for_a_damaged_one(capsys):
+    whole = stream_records(NumberedRecords(40, damaged={5, 6, 7, 38}), replace=True)
+    split = whole.subset(np.array([38, 2, 5, 7, 9, 30]))  # what is not in it never stands in
+    for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 2, 0, 3, 3, 1]):
+        images, labels = split.load(np.array(order))
+        expected = [{38: 2, 5: 9, 7: 9}.get(i, i) for i in split.indices[order]]
+        assert images[:, 0, 0, 0].tolist() == expected
+        assert labels.tolist() == [value % 10 for value in expected]
+    assert whole.load(np.array([38]))[0][0, 0, 0, 0] == 39
+    after_the_last = split.subset(np.array([1, 4, 3]))
+    assert after_the_last.load(np.array([2]))[0][0, 0, 0, 0] == 2
+    # Each is named once, whichever part of the split it was found in.
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(lines) == [f"skipped: image {i} is damaged" for i in (38, 5, 7)]
+    assert split.replaced is whole.replaced and sorted(whole.replaced) == [5, 7, 38]
+
+
+def test_a_split_of_damaged_images_alone_is_an_error():
+    split = stream_records(NumberedRecords(5, damaged=range(5)), replace=True)
+    with pytest.raises(UserError, match="5 images in a row cannot be read: image 3 is damaged"):
+        split.load(np.array([3]))
+
+
+@pytest.mark.parametrize("kind", [ArraySplit, LazySplit])
+def test_subset_of_a_subset(kind):
+    records = NumberedRecords(100)
+    split = load(records)[0] if kind is ArraySplit else stream_records(records, replace=False)
     subset = split.subset(np.arange(10, 90)).subset(np.array([5, 0]))
     images, labels = subset.load(np.array([0, 1]))
     assert images[:, 0, 0, 0].tolist() == [15, 10] and labels.tolist() == [5, 0]

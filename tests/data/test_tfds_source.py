@@ -12,8 +12,9 @@ import tensorflow_datasets as tfds
 
 from flaxcnn.data import tfds_source
 from flaxcnn.data.images import ImageFormat
+from flaxcnn.data.normalization import compute_normalization
 from flaxcnn.data.record import Record
-from flaxcnn.data.sources import compute_normalization, load_dataset
+from flaxcnn.data.sources import load_dataset
 from flaxcnn.errors import UserError
 
 

@@ -1,9 +1,11 @@
-"""Pooling, channels last, whose gradients compile to elementwise operations.
+"""Pooling, channels last: fast on CPU, on a TPU, and deterministic on a GPU.
 
-XLA's gradient of a window maximum is select-and-scatter: slow on CPU, and refused on GPU under
-`--xla_gpu_deterministic_ops` (flax#4233). Here a window is a list of taps, one array per position
-within the window, and the derivative passes through the first tap that holds the maximum, as
-select-and-scatter and PyTorch have it.
+XLA's gradient of a window maximum is select-and-scatter: what a TPU does best, but slow on CPU, and
+refused on GPU under `--xla_gpu_deterministic_ops` (flax#4233). Off the TPU a window is a list of
+taps, one array per position within the window (`pool_max.py`, docs/adr/0014); means and sums are
+made of taps everywhere, as elementwise operations. The derivative of a maximum passes through the
+first tap that holds it, as PyTorch and Flax have it, and through none if the maximum is minus
+infinity or not a number.
 
 The pools over windows take what `flax.linen`'s take: `window_shape` has one size per axis that is
 pooled, those before the last one; the axes before them, none or several, are the batch. Numbers may
@@ -11,14 +13,10 @@ be NumPy's; one alone as window, with all axes but the first and last, or as str
 axis. `padding` is "SAME", "VALID", a number, or a sequence with a number (both sides) or a pair per
 axis. A window larger than the image gives an empty result. Means of integers are float32, maxima
 keep every dtype; a NaN makes its windows NaN. Heights and widths may be symbolic in `jax.export`.
-`jax.experimental.jet` passes through means, but not through maxima: like `jax.nn.relu` they have a
-`jax.custom_jvp`, at which it fails (seen with jax 0.7.2 to 0.12.0).
 """
 
 import functools
-import itertools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +25,15 @@ from jax import lax
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers.dtypes import mean_dtype, promote
-from flaxcnn.layers.padding import Padding, Pads, Sizes, as_integer, per_axis, read_padding
+from flaxcnn.layers.padding import Padding, Sizes, per_axis
+from flaxcnn.layers.pool_max import max_of_windows
+from flaxcnn.layers.pool_windows import (
+    Windows,
+    least_value,
+    place_windows,
+    reduce_windows,
+    taps_of_tangent,
+)
 
 Array = jax.Array
 
@@ -47,11 +53,10 @@ def max_pool(
     none starts beyond the image and its left padding. Raises UserError for complex values.
     """
     refuse_complex(x, "max_pool")
-    windows = _place_windows(x, window_shape, strides, padding, ceil_mode)
-    least = least_value(x.dtype)
+    windows = place_windows(x, window_shape, strides, padding, ceil_mode)
     if windows.symbolic:
-        return _reduce_windows(x, windows, least, lax.max)
-    return _max_of_windows(_pad(x, windows, least), windows.shape, windows.strides)
+        return reduce_windows(x, windows, least_value(x.dtype), lax.max)
+    return max_of_windows(x, windows)
 
 
 def avg_pool(
@@ -68,7 +73,7 @@ def avg_pool(
     false. `ceil_mode` keeps the windows that stick out at the end of an axis, as in PyTorch; what
     sticks out of the border never counts. Half precision is summed in float32.
     """
-    windows = _place_windows(x, window_shape, strides, padding, ceil_mode)
+    windows = place_windows(x, window_shape, strides, padding, ceil_mode)
     total = _sum_of_windows(x, windows)
     return (total / _divisor(x, windows, count_include_pad, total.dtype)).astype(mean_dtype(x))
 
@@ -88,7 +93,7 @@ def l2_pool(
     Raises UserError for complex values.
     """
     refuse_complex(x, "l2_pool")
-    windows = _place_windows(x, window_shape, strides, padding, ceil_mode)
+    windows = place_windows(x, window_shape, strides, padding, ceil_mode)
     wide = x.astype(_sum_dtype(x))
     total = _sum_of_windows(wide * wide, windows)
     if ceil_mode:
@@ -152,140 +157,6 @@ def global_max_pool(x: Array) -> Array:
     return jnp.where(position == first, x, jnp.zeros_like(x)).sum(1, dtype=x.dtype)
 
 
-class _Windows(NamedTuple):
-    """Where the windows lie: the border the caller asked for, and what sticks out of it."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    border: Pads
-    overhang: tuple[int, ...]  # at the end of each axis; 0 without ceil_mode
-    symbolic: bool  # whether a size is a symbol of jax.export
-
-
-def _place_windows(
-    x: Array, window_shape: Sizes, strides: Sizes | None, padding: Padding, ceil_mode: bool
-) -> _Windows:
-    single = as_integer(window_shape) is not None
-    rank = x.ndim - 2 if single else len(np.atleast_1d(window_shape))
-    if not 0 < rank < x.ndim:
-        raise UserError(f"pooling: no window of {window_shape} fits in an array of {x.ndim} axes")
-    shape = per_axis(window_shape, rank, "window_shape")
-    strides = per_axis(1 if strides is None else strides, rank, "strides")
-    if min(*shape, *strides) < 1:
-        raise UserError(f"pooling: window {shape} and strides {strides} must be at least 1")
-    sizes = x.shape[-1 - rank : -1]
-    border = read_padding(padding, sizes, shape, strides)
-    symbolic = any(as_integer(size) is None for size in sizes)
-    overhang = (0,) * rank
-    if ceil_mode:
-        if symbolic:
-            raise UserError(f"pooling: ceil_mode needs sizes that are numbers, not {sizes}")
-        overhang = tuple(
-            _overhang(*axis) for axis in zip(sizes, shape, strides, border, strict=True)
-        )
-    return _Windows(shape, strides, border, overhang, symbolic)
-
-
-def _overhang(size: int, window: int, stride: int, border: tuple[int, int]) -> int:
-    low, high = border
-    last = -(-(size + low + high - window) // stride)
-    if last * stride >= size + low:
-        last -= 1
-    return max(last * stride + window - (size + low + high), 0)
-
-
-def _pad(x: Array, windows: _Windows, value: float) -> Array:
-    pads = [
-        (low, high + extra)
-        for (low, high), extra in zip(windows.border, windows.overhang, strict=True)
-    ]
-    if all(pair == (0, 0) for pair in pads):
-        return x
-    none = [(0, 0, 0)] * (x.ndim - 1 - len(pads))
-    config = [*none, *((low, high, 0) for low, high in pads), (0, 0, 0)]
-    return lax.pad(x, jnp.asarray(value, x.dtype), config)
-
-
-def _output_size(x: Array, window_shape, strides) -> tuple[int, ...]:
-    sizes = x.shape[-1 - len(window_shape) : -1]
-    return tuple(
-        max((size - window) // stride + 1, 0)
-        for size, window, stride in zip(sizes, window_shape, strides, strict=True)
-    )
-
-
-def _taps(x: Array, window_shape, strides) -> list[Array]:
-    """Cuts x into one [..., *size', C] array per position within the window, in row-major order."""
-    sizes = _output_size(x, window_shape, strides)
-    batch, channels = x.shape[: -1 - len(sizes)], x.shape[-1]
-    if 0 in sizes:  # no window fits
-        return [lax.slice(x, (0,) * x.ndim, (*batch, *sizes, channels))]
-    zeros, ones = (0,) * len(batch), (1,) * len(batch)
-    reach = [(size - 1) * stride + 1 for size, stride in zip(sizes, strides, strict=True)]
-    return [
-        lax.slice(
-            x,
-            (*zeros, *place, 0),
-            (*batch, *(i + length for i, length in zip(place, reach, strict=True)), channels),
-            (*ones, *strides, 1),
-        )
-        for place in itertools.product(*map(range, window_shape))
-    ]
-
-
-def _taps_of_tangent(x: Array, window_shape, strides) -> list[Array]:
-    """As `_taps`, made to be transposed: windows side by side are split, their gradients joined.
-
-    The gradient is several times as fast as with slices on CPU (docs/adr/0012).
-    """
-    sizes = _output_size(x, window_shape, strides)
-    if window_shape != strides or 0 in sizes:
-        return _taps(x, window_shape, strides)
-    first = x.ndim - 1 - len(sizes)
-    ends = (size * stride for size, stride in zip(sizes, strides, strict=True))
-    x = lax.slice(x, (0,) * x.ndim, (*x.shape[:first], *ends, x.shape[-1]))
-    within = [first + 2 * i + 1 for i in range(len(sizes))]  # the axes of places in a window
-    for axis, size, stride in zip(within, sizes, strides, strict=True):
-        # One axis at a time: under explicit sharding a reshape may split no more.
-        x = x.reshape(*x.shape[: axis - 1], size, stride, *x.shape[axis:])
-    taps = [x]
-    for axis, stride in zip(within, strides, strict=True):
-        taps = [part for tap in taps for part in lax.split(tap, (1,) * stride, axis=axis)]
-    return [lax.squeeze(tap, within) for tap in taps]
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _max_of_windows(x: Array, window_shape, strides) -> Array:
-    return functools.reduce(jnp.maximum, _taps(x, window_shape, strides))
-
-
-@_max_of_windows.defjvp
-def _max_of_windows_jvp(window_shape, strides, primals, tangents):
-    (x,), (dx,) = primals, tangents
-    y = _max_of_windows(x, window_shape, strides)
-    # Which tap of a window it is that the derivative passes through, found once for all of them
-    # (docs/adr/0012).
-    taps = _taps(x, window_shape, strides)
-    counter = jnp.int8 if len(taps) < 128 else jnp.int32
-    first = jnp.full(y.shape, len(taps) - 1, counter)
-    for index, tap in reversed(list(enumerate(taps[:-1]))):
-        first = jnp.where(tap == y, jnp.asarray(index, counter), first)
-    terms = [
-        jnp.where(first == index, dtap, 0)
-        for index, dtap in enumerate(_taps_of_tangent(dx, window_shape, strides))
-    ]
-    return y, functools.reduce(jnp.add, terms)
-
-
-def _reduce_windows(x: Array, windows: _Windows, init, reduce) -> Array:
-    """By XLA's own operation, which alone takes symbolic sizes whose windows may not fit."""
-    batch = x.ndim - 1 - len(windows.shape)
-    pads = [(0, 0)] * batch + [*windows.border, (0, 0)]
-    ones = (1,) * batch
-    window, strides = (*ones, *windows.shape, 1), (*ones, *windows.strides, 1)
-    return lax.reduce_window(x, np.asarray(init, x.dtype), reduce, window, strides, pads)
-
-
 def refuse_complex(x: Array, name: str) -> None:
     """Raises UserError, for `name`, if x is complex."""
     if jnp.iscomplexobj(x):
@@ -298,26 +169,18 @@ def refuse_empty_maps(x: Array, name: str) -> None:
         raise UserError(f"{name}: maps of shape {x.shape} have no pixels")
 
 
-def least_value(dtype) -> bool | int | float:
-    """What every value of `dtype` is at least: the neutral element of a maximum."""
-    if jnp.issubdtype(dtype, jnp.bool_):
-        return False
-    return -math.inf if jnp.issubdtype(dtype, jnp.floating) else int(jnp.iinfo(dtype).min)
-
-
 def _sum_dtype(x: Array):
     return promote(x.dtype, jnp.float32)
 
 
-def _sum_of_windows(x: Array, windows: _Windows) -> Array:
+def _sum_of_windows(x: Array, windows: Windows) -> Array:
     x = x.astype(_sum_dtype(x))
     if windows.symbolic:
-        return _reduce_windows(x, windows, 0, lax.add)
-    x = _pad(x, windows, 0)
-    return functools.reduce(jnp.add, _taps_of_tangent(x, windows.shape, windows.strides))
+        return reduce_windows(x, windows, 0, lax.add)
+    return functools.reduce(jnp.add, taps_of_tangent(x, windows))
 
 
-def _divisor(x: Array, windows: _Windows, count_border: bool, dtype) -> Array | int:
+def _divisor(x: Array, windows: Windows, count_border: bool, dtype) -> Array | int:
     """Counts the places of each window that lie in the image (and its border): [1, *size', 1]."""
     if count_border and not any(windows.overhang):
         return math.prod(windows.shape)

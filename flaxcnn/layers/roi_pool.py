@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcnn.layers.pool import least_value, refuse_complex, refuse_empty_maps
+from flaxcnn.layers.pool import refuse_complex, refuse_empty_maps
+from flaxcnn.layers.pool_windows import least_value
 
 Array = jax.Array
 

@@ -22,8 +22,10 @@ from flaxcnn.layers import (
     global_max_pool,
     l2_pool,
     max_pool,
+    pool_max,
     roi_max_pool,
 )
+from flaxcnn.layers.pool_windows import place_windows
 
 TORCH = json.loads((Path(__file__).parents[1] / "reference" / "torch_pool.json").read_text())
 POOLS = {"max_pool": max_pool, "avg_pool": avg_pool, "l2_pool": l2_pool}
@@ -108,8 +110,89 @@ def test_max_pool_of_every_order(window):
     np.testing.assert_allclose(second, slope, atol=1e-3)
 
 
+# window, strides, padding, ceil_mode
+MAXIMA = [*((*window, False) for window in WINDOWS), ((3, 2), (2, 2), 1, True)]
+
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("arguments", MAXIMA, ids=str)
+def test_max_pool_on_a_tpu_is_that_of_taps(arguments):
+    x = ties(2, 7, 8, 3)
+    special = x.at[0, 3, 3].set(jnp.nan).at[1, 0, 7].set(jnp.inf).at[1, 4:, :4].set(-jnp.inf)
+    x, dx = jnp.concatenate([x, special]), jnp.cos(weights(jnp.zeros((4, 7, 8, 3))))
+    windows = place_windows(x, *arguments)
+
+    @jax.jit
+    def every_map(x, dx):
+        y = pool_max.max_by_taps(x, windows)
+        forward = pool_max.select_by_taps(x, y, dx, windows)
+        dy = weights(y)
+        taps, window = (
+            spread(x, y, dy, windows)
+            for spread in (pool_max.spread_by_taps, pool_max.spread_by_window)
+        )
+        return (y, pool_max.max_by_window(x, windows)), (taps, window), (forward, dy)
+
+    (y, y_window), (taps, window), (forward, dy) = every_map(x, dx)
+    np.testing.assert_array_equal(y, y_window, strict=True)
+    np.testing.assert_allclose(window, taps, rtol=1e-6, atol=1e-6)
+    # Derivatives of every order: the two linear maps are each other's transpose.
+    np.testing.assert_allclose(jnp.vdot(forward, dy), jnp.vdot(dx, window), rtol=1e-4)
+    if not arguments[-1]:
+        _, transpose = jax.vjp(lambda x: nn.max_pool(x, *arguments[:-1]), x)
+        np.testing.assert_allclose(window[:2], transpose(dy)[0][:2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("platforms", [["tpu"], ["cuda"], ["cpu", "tpu"]], ids=str)
+def test_exported_maxima_are_window_operations_on_a_tpu_alone(platforms):
+    (count,) = export.symbolic_shape("n")
+    gradient = jax.jit(jax.grad(lambda x: jnp.sin(max_pool(x, (3, 3), (2, 2), "SAME")).sum()))
+    x = ties(2, 5, 6, 2)
+    exported = export.export(gradient, platforms=platforms)(
+        jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
+    )
+    text = exported.mlir_module()
+    assert ("select_and_scatter" in text) == ("reduce_window" in text) == ("tpu" in platforms)
+    if "cpu" in platforms:
+        np.testing.assert_allclose(exported.call(x), gradient(x), rtol=1e-6)
+
+
+def test_examples_under_vmap_share_their_images():
+    x = weights(jnp.zeros((1, 4, 5, 1)))
+    pool, flax_pool = (lambda x, f=f: f(x, (3, 3), (2, 2), "SAME") for f in (max_pool, nn.max_pool))
+    windows = place_windows(x, (3, 3), (2, 2), "SAME", False)
+
+    @jax.jit
+    def jacobians(x):
+        y = pool(x)
+        rows = jnp.eye(y.size).reshape(y.size, *y.shape)
+        on_tpu = pool_max.spread_by_window(x[None], y[None], rows, windows)
+        ours = jax.jacrev(pool)(x), jax.jacfwd(pool)(x), on_tpu.reshape(*y.shape, *x.shape)
+        shared = jax.vmap(lambda x: jax.jvp(pool, (x,), (jnp.ones(x.shape),))[1])(x)
+        return ours, shared, jax.jacrev(flax_pool)(x)
+
+    ours, shared, expected = jacobians(x)
+    for jacobian in ours:
+        np.testing.assert_array_equal(jacobian, expected)
+    np.testing.assert_array_equal(shared, jnp.ones_like(shared))
+
+
+def test_devices_of_a_shard_map_keep_their_gradients():
+    x = ties(8, 5, 6, 2)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sin(max_pool(x, (3, 3), (2, 2), "SAME")).sum())(x)
+
+    divided = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=P("data"), out_specs=P("data")))
+    for platform in ("cpu", "tpu"):
+        text = export.export(divided, platforms=[platform])(x).mlir_module()
+        assert "all_reduce" not in text
+    np.testing.assert_allclose(divided(x), jax.jit(gradient)(x), rtol=1e-6)
+
+
 @pytest.mark.parametrize("window", [WINDOWS[0], WINDOWS[5]], ids=str)
-def test_gradient_selects_elementwise(window):
+def test_gradient_off_the_tpu_selects_elementwise(window):
     ours, theirs = (
         jax.jit(jax.grad(lambda x, pool=pool: _call(pool, window, x).sum())).lower(ties(2, 8, 8, 3))
         for pool in (max_pool, nn.max_pool)
@@ -516,6 +599,21 @@ def test_not_a_number_reaches_its_windows_only():
             pool(x, (2, 2), (2, 2)), reference(x, (2, 2), (2, 2)), strict=True
         )
     assert jnp.isnan(global_max_pool(x)).all()
+
+
+def test_jet_passes_through_maxima():
+    x, step = weights(jnp.zeros((1, 4, 5, 2))), ties(1, 4, 5, 2)
+
+    def along(pool, t):
+        y = x + t * step
+        return jnp.sin(pool(y * y, (3, 3), (2, 2), "SAME"))
+
+    zero, one = jnp.zeros(()), jnp.ones(())
+    ours, (first, second) = jet(functools.partial(along, max_pool), (zero,), ((one, zero),))
+    slope = functools.partial(jax.jvp, functools.partial(along, nn.max_pool))
+    (theirs, expected), (_, curvature) = jax.jvp(lambda t: slope((t,), (one,)), (zero,), (one,))
+    for actual, desired in ((ours, theirs), (first, expected), (second, curvature)):
+        np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-5)
 
 
 def test_jet_passes_through_means():

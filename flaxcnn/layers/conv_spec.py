@@ -3,7 +3,10 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+
+from flaxcnn.compat import vary_alike
 
 Array = jax.Array
 
@@ -64,7 +67,7 @@ def convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
 def input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
     """The transpose of `convolve` in its images: outputs, kernel -> images."""
     channels = kernel.shape[-2] * spec.groups
-    x = jax.ShapeDtypeStruct((dy.shape[0], *spec.input_size, channels), dy.dtype)
+    x = _zeros_like((dy.shape[0], *spec.input_size, channels), dy)
     (dx,) = jax.linear_transpose(lambda x: convolve(x, kernel, spec), x)(dy)
     return dx
 
@@ -72,6 +75,14 @@ def input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
 def kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """The transpose of `convolve` in its kernel: images, outputs -> kernel."""
     channels = x.shape[-1] // spec.groups
-    kernel = jax.ShapeDtypeStruct((*spec.kernel_size, channels, dy.shape[-1]), x.dtype)
+    kernel = _zeros_like((*spec.kernel_size, channels, dy.shape[-1]), x)
     (dkernel,) = jax.linear_transpose(lambda kernel: convolve(x, kernel, spec), kernel)(dy)
     return dkernel
+
+
+def _zeros_like(shape: tuple[int, ...], operand: Array) -> Array:
+    """What a transposed map is linear in: zeros that vary over a `shard_map`'s axes as its operand.
+
+    With an abstract array, which varies over none, the transpose would be summed over devices.
+    """
+    return vary_alike(jnp.zeros(shape, operand.dtype), operand)[0]

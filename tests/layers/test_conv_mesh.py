@@ -138,6 +138,22 @@ def test_accelerators_get_the_batch_divided():
     assert sorted(shardings) == sorted(['[{"data"}, {}, {}, {}]'] * 2 + ["[{}, {}, {}, {}]"])
 
 
+def test_gradients_of_kernels_that_differ_are_not_summed_over_devices():
+    x, kernels = jnp.ones((8, 5, 6, 2)), jnp.ones((24, 3, 2, 4))
+
+    def gradients(x, kernel):
+        return jax.grad(lambda x, kernel: jnp.sin(conv(x, kernel)).sum(), (0, 1))(x, kernel)
+
+    # Each device has images and a kernel of its own.
+    divided = jax.shard_map(
+        gradients, mesh=mesh(AxisType.Auto), in_specs=P("data"), out_specs=P("data")
+    )
+    for platform in ("cpu", "tpu"):
+        traced = jax.jit(divided).trace(x, kernels)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "all_reduce" not in text
+
+
 def test_divided_channels_and_kernels_are_a_users_error():
     x, kernel = jnp.ones((2, 16, 6, 8)), jnp.ones((3, 3, 8, 8))
     channels = None, None, None, "data"

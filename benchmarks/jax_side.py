@@ -24,17 +24,21 @@ class JaxLayers:
     """The layers a definition in `networks` asks for, from flaxcnn or from Flax itself."""
 
     library: str
+    dtype: Any = jnp.float32  # of the computation
 
     def conv(self, x, features, kernel, stride=1, *, padding=None, groups=1, bias=False):
         """Convolution; `padding` zeros on every side."""
         pads = [((kernel - 1) // 2 if padding is None else padding,) * 2] * 2
         if self.library == "flaxcnn":
-            conv = layers.Conv(features, kernel, stride, pads, groups=groups, use_bias=bias)
+            conv = layers.Conv(
+                *(features, kernel, stride, pads), groups=groups, use_bias=bias, dtype=self.dtype
+            )
         else:
             conv = nn.Conv(
                 *(features, (kernel, kernel), stride, pads),
                 feature_group_count=groups,
                 use_bias=bias,
+                dtype=self.dtype,
             )
         return conv(x)
 
@@ -46,7 +50,7 @@ class JaxLayers:
     def batch_norm(self, x):
         """BatchNorm in training mode."""
         norm = layers.BatchNorm if self.library == "flaxcnn" else nn.BatchNorm
-        return norm(use_running_average=False, momentum=0.9)(x)
+        return norm(use_running_average=False, momentum=0.9, dtype=self.dtype)(x)
 
     def max_pool(self, x, window, stride, padding=0):
         """Maximum over square windows."""
@@ -80,7 +84,7 @@ class JaxLayers:
 
     def dense(self, x, features):
         """Dense layer with bias."""
-        return nn.Dense(features)(x)
+        return nn.Dense(features, dtype=self.dtype)(x)
 
 
 class JaxNetwork(nn.Module):
@@ -88,19 +92,20 @@ class JaxNetwork(nn.Module):
 
     define: Callable[[JaxLayers, jax.Array], jax.Array]
     library: str
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [N, H, W, C] to logits."""
         del train  # always
-        return self.define(JaxLayers(self.library), images)
+        return self.define(JaxLayers(self.library, self.dtype), images)
 
 
-def make_model(network: Network, library: str) -> nn.Module:
-    """Makes the network of `library`, "flaxcnn" or "flax"."""
+def make_model(network: Network, library: str, dtype: Any = jnp.float32) -> nn.Module:
+    """Makes the network of `library`, "flaxcnn" or "flax"; it computes in `dtype`."""
     if library == "flaxcnn" and network.flaxcnn_name:
-        return flaxcnn.create_model(network.flaxcnn_name)
-    return JaxNetwork(network.define, library)
+        return flaxcnn.create_model(network.flaxcnn_name, dtype=dtype)
+    return JaxNetwork(network.define, library, dtype)
 
 
 def infer_variables(network: Network, library: str) -> dict[str, Any]:
@@ -152,12 +157,8 @@ def draw_variables(shapes: dict[str, Any]) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def prepare_training(network: Network, batch: int, library: str, scan: bool):
-    """Compiles the training step; returns `run(steps) -> loss` and what is known of the step.
-
-    With `scan` a call makes `SCAN_STEPS` steps, each on a batch of its own.
-    """
-    model, tx = make_model(network, library), optax.sgd(1e-3, momentum=0.9)
+def make_train_step(model: nn.Module, tx: optax.GradientTransformation) -> Callable:
+    """Makes `train_step((params, statistics, opt_state), (images, labels)) -> (state, loss)`."""
 
     def train_step(state, examples):
         params, statistics, opt_state = state
@@ -166,12 +167,24 @@ def prepare_training(network: Network, batch: int, library: str, scan: bool):
         def loss_fn(params):
             variables = {"params": params, **statistics}
             logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            logits = logits.astype(jnp.float32)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             return loss, dict(updates)
 
         (loss, statistics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), statistics, opt_state), loss
+
+    return train_step
+
+
+def prepare_training(network: Network, batch: int, library: str, scan: bool):
+    """Compiles the training step; returns `run(steps) -> loss` and what is known of the step.
+
+    With `scan` a call makes `SCAN_STEPS` steps, each on a batch of its own.
+    """
+    tx = optax.sgd(1e-3, momentum=0.9)
+    train_step = make_train_step(make_model(network, library), tx)
 
     def train_steps(state, examples):
         state, losses = lax.scan(train_step, state, examples)

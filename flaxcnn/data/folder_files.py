@@ -209,13 +209,13 @@ def _measure(found: FolderFiles) -> None:
         names = list(files)
 
         def sizes(indices: np.ndarray, names: list[str] = names) -> list[int]:
-            return [_size(found.root / names[index]) for index in indices]
+            return [_size(f"{found.root}/{names[index]}") for index in indices]
 
         measured = map_chunks(sizes, len(names), f"sizes of {split} files")
         found.files[split] = dict(zip(names, [n for chunk in measured for n in chunk], strict=True))
 
 
-def _size(path: Path) -> int:
+def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError:

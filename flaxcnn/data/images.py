@@ -72,10 +72,10 @@ def read_image(
         with Image.open(path, formats=FILE_FORMATS) as image:
             whole = _upright_size(image) if fast and size else ()
             if whole:
-                (height, width), _ = _place(whole, (size[0], size[1]), resize)
-                on_side = _orientation(image) >= 5
-                # What is no JPEG stays whole.
-                image.draft(None, (height, width) if on_side else (width, height))
+                scale = find_scale(whole, size, resize)
+                # Decoded pixels may reach beyond the right and lower end, which turning moves.
+                if _orientation(image) == 1 or not (whole[0] % scale or whole[1] % scale):
+                    image.draft(None, (image.width // scale, image.height // scale))  # JPEG only
             pixels = _to_pixels(image)  # loads it; to Pillow truncated data is an error
         return fit_image(pixels, size, resize, channels, whole)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
@@ -157,7 +157,9 @@ def _resize(
     image: np.ndarray, size: tuple[int, int], resize: str, whole: tuple[int, ...]
 ) -> np.ndarray:
     before = (image.shape[0], image.shape[1])
-    (height, width), (down, right) = _place((whole[0], whole[1]) if whole else before, size, resize)
+    if whole and before != whole:
+        return _resize_part(image, size, resize, (whole[0], whole[1]))
+    (height, width), (down, right) = _place(before, size, resize)
     shrinks = height * width < before[0] * before[1]
     if whole:
         shrinks = before[0] >= 2 * height or before[1] >= 2 * width
@@ -165,8 +167,33 @@ def _resize(
     image = cv2.resize(image, (width, height), interpolation=method)
     if resize == "crop":
         return image[-down : size[0] - down, -right : size[1] - right]
+    return _pad(image, size, (down, right))
+
+
+def _pad(image: np.ndarray, size: tuple[int, int], offset: tuple[int, int]) -> np.ndarray:
+    (height, width), (down, right) = image.shape[:2], offset
     borders = [(down, size[0] - height - down), (right, size[1] - width - right), (0, 0)]
     return np.pad(image, borders[: image.ndim])
+
+
+def _resize_part(
+    image: np.ndarray, size: tuple[int, int], resize: str, whole: tuple[int, int]
+) -> np.ndarray:
+    """Resizes what was decoded at 1/2, 1/4 or 1/8; its last pixels may reach beyond the whole."""
+    (height, width), (down, right) = _place(whole, size, resize)
+    sides = image.shape[:2]
+    scale = next(s for s in (2, 4, 8) if (-(-whole[0] // s), -(-whole[1] // s)) == sides)
+    y, x = whole[0] / height / scale, whole[1] / width / scale  # pixels of `image` to one of ours
+    first_y, first_x = (-down, -right) if resize == "crop" else (0, 0)
+    made = size if resize == "crop" else (height, width)
+    matrix = np.array(
+        [[x, 0, (first_x + 0.5) * x - 0.5], [0, y, (first_y + 0.5) * y - 0.5]], np.float64
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    image = cv2.warpAffine(
+        image, matrix, (made[1], made[0]), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
+    return image if resize == "crop" else _pad(image, size, (down, right))
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from flaxcnn.data.images import fit_image, fit_matrix, probe_image, read_image
+from flaxcnn.data.images import find_scale, fit_image, fit_matrix, probe_image, read_image
 from flaxcnn.errors import UserError
 
 WHOLE = ((), "crop", 0)  # as the file is
@@ -340,3 +340,66 @@ def test_the_matrix_begins_at_the_upright_image(tmp_path, orientation):
     matrix = fit_matrix(probe_image(path)[:2], (40, 40), "pad")
     found = find_rectangle(read_image(path, (40, 40), "pad", 3))
     np.testing.assert_allclose(move_points(upright, matrix), found, atol=0.2)
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A JPEG file of 203x301 pixels, smooth, and its pixels."""
+    corners = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    pixels = cv2.resize(corners, (301, 203), interpolation=cv2.INTER_CUBIC)
+    return save(tmp_path / "large.jpg", pixels, quality=95), pixels
+
+
+@pytest.mark.parametrize("resize", ["crop", "stretch", "pad"])
+@pytest.mark.parametrize("size", [(150, 150), (96, 96), (48, 64), (20, 24), (203, 400)])
+def test_fast_reading_decodes_a_part_of_the_size_and_shows_the_same(large, resize, size):
+    fast, slow = (read_image(large[0], size, resize, 3, fast=fast) for fast in (True, False))
+    assert fast.shape == slow.shape == (*size, 3)
+    difference = np.abs(fast.astype(int) - slow)
+    assert difference.mean() < 1.5 and np.percentile(difference, 99) < 12
+
+
+def test_fast_reading_decodes_no_more_than_it_needs(large, monkeypatch):
+    shapes = []
+    for name in ("resize", "warpAffine"):
+        made = getattr(cv2, name)
+        monkeypatch.setattr(
+            cv2, name, lambda x, *a, made=made, **k: shapes.append(x.shape) or made(x, *a, **k)
+        )
+    for size in (150, 96, 48, 20):
+        read_image(large[0], (size, size), "crop", 3, fast=True)
+    # Never smaller than what is to be made of it: 203 / 2 = 101.5 is enough for 96.
+    assert shapes == [(203, 301, 3), (102, 151, 3), (51, 76, 3), (26, 38, 3)]
+    shapes.clear()
+    read_image(large[0], (96, 96), "crop", 3)
+    assert shapes == [(203, 301, 3)]
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("shape", [(203, 301), (200, 304)])
+def test_fast_reading_turns_the_image(tmp_path, large, shape, orientation):
+    large = large[0], cv2.resize(large[1], shape[::-1])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / "turned.jpg", large[1], exif=exif, quality=95)
+    turned = TURNS[orientation](large[1])
+    expected = cv2.resize(turned, (40, 60), interpolation=cv2.INTER_AREA)
+    found = read_image(path, (60, 40), "stretch", 3, fast=True)
+    assert np.abs(found.astype(int) - expected).mean() < 2
+
+
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.95])
+def test_fast_reading_is_as_strict(large, keep):
+    data = large[0].read_bytes()
+    large[0].write_bytes(data[: int(keep * len(data))])
+    with pytest.raises(UserError, match=r"large\.jpg is damaged"):
+        read_image(large[0], (20, 20), "crop", 3, fast=True)
+
+
+def test_the_scale_of_decoding_is_enough_for_the_size():
+    assert find_scale((375, 500), (224, 224), "crop") == 1
+    assert find_scale((375, 500), (187, 187), "crop") == 2
+    assert find_scale((375, 500), (188, 188), "crop") == 1
+    assert find_scale((375, 500), (32, 32), "stretch") == 8
+    assert find_scale((375, 500), (600, 600), "pad") == 1
+    assert find_scale((375, 500), (), "crop") == 1

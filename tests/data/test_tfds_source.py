@@ -242,6 +242,30 @@ def test_another_version_is_another_set(monkeypatch):
     )
 
 
+def test_a_streamed_split_is_read_without_decoding(monkeypatch):
+    ramp = np.linspace(0, 255, 80 * 96 * 3).reshape(80, 96, 3).astype(np.uint8)
+    train = examples(20, 0)
+    for example in train[:-1]:
+        example["image"] = cv2.imencode(".jpg", ramp)[1].tobytes()
+    fake(monkeypatch, {"train": train})
+    decoded = []
+    decode = tfds_source._decode
+    monkeypatch.setattr(
+        tfds_source, "_decode", lambda *a: decoded.append(cv2.imdecode) or decode(*a)
+    )
+    dataset = load_dataset("tfds:fake", image_size=(20, 24), resident_limit=0, validation=0)
+    split = dataset.splits["train"]
+    assert decoded == [] and split.strata.tolist() == [0, 1] * 10
+    images, labels = split.load(np.arange(20))  # 1/4 of the JPEG files' size, and a PNG file
+    assert labels.tolist() == [0, 1] * 10 and images.shape == (20, 20, 24, 3)
+    expected = cv2.resize(ramp, (24, 20), interpolation=cv2.INTER_AREA)[..., ::-1]
+    assert np.abs(images[:-1].astype(int) - expected).max() <= 6
+    assert (images[-1] == 19).all()
+    train[3]["image"] = train[3]["image"][:200]
+    with pytest.raises(UserError, match="^tfds:fake train: image 3 is damaged"):
+        split.load(np.array([3]))
+
+
 def test_labels_that_are_words(monkeypatch):
     fake(monkeypatch, {"train": []}, label=tfds.features.Text())
     assert line("tfds:fake").endswith("with a label of a class; it has image (Image), label (Text)")

@@ -15,6 +15,7 @@ from networks import Network
 
 import flaxcnn
 from flaxcnn import layers
+from flaxcnn.models import variant
 
 SCAN_STEPS = 8
 
@@ -218,6 +219,37 @@ def prepare_training(network: Network, batch: int, library: str, scan: bool):
         "compile_seconds": compile_seconds,
         "unit": SCAN_STEPS if scan else 1,
     }
+    return run, known
+
+
+def prepare_inference(name: str, batch: int, fold: bool):
+    """Compiles the forward pass of a network of `flaxcnn.models`; as `prepare_training` does.
+
+    `instructions` are those of the compiled program.
+    """
+    shape = variant(name).input_shape
+    model = flaxcnn.create_model(name)
+    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(lambda k, x: model.init(k, x, train=False), key, images)
+    variables = draw_variables(shapes)
+    known = {"params": sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])), "unit": 1}
+    if fold:
+        model, variables = flaxcnn.fold_batch_norm(model, variables)
+    rng = np.random.default_rng(1)
+    images = jnp.asarray(rng.standard_normal((batch, *shape), np.float32))
+    forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+    start = time.perf_counter()
+    forward = forward.lower(variables, images).compile()
+    known["compile_seconds"] = time.perf_counter() - start
+    known["instructions"] = forward.as_text().count(" = ")
+
+    def run(steps: int) -> float:
+        for _ in range(steps):
+            logits = forward(variables, images)
+            logits.block_until_ready()
+        return float(logits[0, 0])
+
     return run, known
 
 

@@ -119,6 +119,24 @@ def prepare_training(network: Network, batch: int, channels_last: bool, compiled
     return run, known
 
 
+def prepare_inference(network: Network, batch: int, channels_last: bool):
+    """Makes the forward pass of `eval()`; returns as `prepare_training` does."""
+    torch.manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = make_model(network).eval().to(memory_format=layout)
+    height, width, channels = network.input_shape
+    images = torch.randn(batch, channels, height, width).to(memory_format=layout)
+
+    def run(steps: int) -> float:
+        with torch.inference_mode():
+            for _ in range(steps):
+                logits = model(images)
+            return float(logits[0, 0])
+
+    params = sum(p.numel() for p in model.parameters())
+    return run, {"params": params, "unit": 1, "compile_seconds": 0.0}
+
+
 def prepare_matmul(size: int):
     """A float32 matrix product of `size` cubed; returns as `prepare_training` does."""
     x = torch.randn(size, size)

@@ -26,6 +26,7 @@ import signal
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from networks import NETWORKS
@@ -64,7 +65,7 @@ def prepare(side: str, model: str | None, batch: int, threads: int, channels_las
     return *prepared, base
 
 
-def serve(connection, side: str, *args) -> None:
+def serve(connection, prepare: Callable, side: str, *args) -> None:
     """The life of a side: prepare, run as many steps as asked, report the peak of memory."""
     if side in (FLAXCNN, SCAN):
         keep_freed_memory()  # as the engine does
@@ -104,12 +105,12 @@ def _forget_peak() -> None:
 class Side:
     """The parent's end of one side's process."""
 
-    def __init__(self, name: str, args: tuple, limit: float):
+    def __init__(self, name: str, args: tuple, limit: float, prepare: Callable = prepare):
         """Starts the process and waits until it is ready, at most `limit` seconds."""
         self.name, self.rounds, self.estimate = name, [], 0.0
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, name, *args))
+        self.process = context.Process(target=serve, args=(theirs, prepare, name, *args))
         self.process.start()
         theirs.close()
         try:

@@ -1,8 +1,15 @@
-"""Classic convolutional networks as pure Flax modules, and one reproducible training engine."""
+"""Classic convolutional networks as pure Flax modules, and one reproducible training engine.
 
-from flaxcnn import weights
-from flaxcnn.models import create_model, feature_info, fold_batch_norm, init, list_models
-from flaxcnn.training import train
+What is named here is imported when it is first asked for: networks do not need the engine.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flaxcnn import weights
+    from flaxcnn.models import create_model, feature_info, fold_batch_norm, init, list_models
+    from flaxcnn.training import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -15,3 +22,16 @@ __all__ = [
     "train",
     "weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "weights":
+        return importlib.import_module("flaxcnn.weights")
+    if name not in __all__:
+        raise AttributeError(f"module 'flaxcnn' has no attribute {name!r}")
+    part = "training" if name == "train" else "models"
+    return getattr(importlib.import_module(f"flaxcnn.{part}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcnn.commands.compilation_cache import describe_cache
 from flaxcnn.training.environment import environment, find_warnings
 
 SELF_TEST_TOLERANCE = 1e-4  # of the largest element, with float32 sums in any order
@@ -33,6 +34,7 @@ def examine() -> list[Finding]:
         Finding("machine type", env["machine_type"]),
         Finding("CPU threads", f"{env['threads']} (NPROC sets it; the bits depend on it)"),
         *(Finding(name, str(value)) for name, value in env["settings"].items()),
+        Finding("compiled programs", describe_cache()),
         *(Finding(name, value) for name, value in env["variables"].items()),
     ]
     findings += [Finding("installation", text, "warning") for text in find_warnings()]

@@ -6,6 +6,7 @@ import os
 import sys
 
 from flaxcnn import __version__
+from flaxcnn.commands.compilation_cache import enable_cache
 from flaxcnn.data.choices import RESIZE
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE, INTERRUPTED, MISTAKE
@@ -157,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     command = arguments[0] if arguments else ""
     try:
+        enable_cache()
         if command == "train":
             from flaxcnn.commands.train import train
 

@@ -67,6 +67,7 @@ def _run_with_one_thread() -> dict[str, Any]:
     """The steps in a process of their own: XLA reads NPROC and its flags once, at its start."""
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
     environment |= {"NPROC": "1", "JAX_PLATFORMS": "cpu"}
+    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # whose keys do not have the threads
     finished = subprocess.run(
         [sys.executable, "-m", "flaxcnn.commands.reproduce"],
         env=environment,

@@ -24,9 +24,12 @@ __all__ = [
 ]
 
 
+_PARTS = ("data", "errors", "layers", "models", "tasks", "training", "weights")
+
+
 def __getattr__(name: str) -> Any:
-    if name == "weights":
-        return importlib.import_module("flaxcnn.weights")
+    if name in _PARTS:
+        return importlib.import_module(f"flaxcnn.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'flaxcnn' has no attribute {name!r}")
     part = "training" if name == "train" else "models"
@@ -34,4 +37,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PARTS})

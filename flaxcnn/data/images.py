@@ -66,20 +66,27 @@ def read_image(
     16-bit samples keep their high byte, transparent pixels are shown on white. Raises UserError
     naming the file if it cannot be opened, is of another kind, too large, or damaged: a file that
     ends too early is, even where a lenient decoder would fill it up. `fast` decodes a JPEG file
-    that is much larger than `size` at 1/2, 1/4 or 1/8 of its own, see `fit_image`.
+    that is much larger than `size` at 1/2, 1/4 or 1/8 of its own, and resizes it as `fit_image`
+    does one with `whole`; other files are read as without.
     """
     try:
         with Image.open(path, formats=FILE_FORMATS) as image:
-            whole = _upright_size(image) if fast and size else ()
-            if whole:
-                scale = find_scale(whole, size, resize)
-                # Decoded pixels may reach beyond the right and lower end, which turning moves.
-                if _orientation(image) == 1 or not (whole[0] % scale or whole[1] % scale):
-                    image.draft(None, (image.width // scale, image.height // scale))  # JPEG only
+            whole = _decode_part(image, size, resize) if fast and size else ()
             pixels = _to_pixels(image)  # loads it; to Pillow truncated data is an error
         return fit_image(pixels, size, resize, channels, whole)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise _explain(path, error) from error
+
+
+def _decode_part(image: Image.Image, size: tuple[int, ...], resize: str) -> tuple[int, ...]:
+    """Makes a JPEG file load at the part of its size that is enough; its whole size, or ()."""
+    whole = _upright_size(image)
+    scale = find_scale(whole, size, resize)
+    # What is decoded may reach beyond the right and lower end, which turning would move.
+    if _orientation(image) != 1 and (whole[0] % scale or whole[1] % scale):
+        return ()
+    part = image.draft(None, (image.width // scale, image.height // scale))
+    return whole if part else ()  # no other format has parts
 
 
 def probe_image(path: str | Path) -> tuple[int, int, int]:

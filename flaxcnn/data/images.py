@@ -191,6 +191,12 @@ def _resize_part(
     sides = image.shape[:2]
     scale = next(s for s in (2, 4, 8) if (-(-whole[0] // s), -(-whole[1] // s)) == sides)
     y, x = whole[0] / height / scale, whole[1] / width / scale  # pixels of `image` to one of ours
+    rows, columns = max(1, int(y)), max(1, int(x))
+    if rows > 1 or columns > 1:  # areas first: what is left is less than 2
+        made = sides[1] // columns, sides[0] // rows
+        image = image[: made[1] * rows, : made[0] * columns]
+        image = cv2.resize(image, made, interpolation=cv2.INTER_AREA)
+        y, x = y / rows, x / columns
     first_y, first_x = (-down, -right) if resize == "crop" else (0, 0)
     made = size if resize == "crop" else (height, width)
     matrix = np.array(

@@ -359,6 +359,17 @@ def test_fast_reading_decodes_a_part_of_the_size_and_shows_the_same(large, resiz
     assert difference.mean() < 1.5 and np.percentile(difference, 99) < 12
 
 
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
+@pytest.mark.parametrize("size", [(96, 96), (48, 64), (20, 24), (7, 9)])
+def test_fast_reading_moves_nothing(tmp_path, resize, size):
+    ramp = np.add.outer(np.linspace(0, 100, 203), np.linspace(0, 140, 301)).astype(np.uint8)
+    path = save(tmp_path / "ramp.jpg", ramp, quality=95)
+    fast, slow = (read_image(path, size, resize, 1, fast=fast) for fast in (True, False))
+    difference = fast[1:-1, 1:-1].astype(float) - slow[1:-1, 1:-1]
+    # A tenth of the distance between pixels would be 1.0 to 3.6 at the smallest size.
+    assert abs(difference.mean()) < 0.5 and np.abs(difference).max() <= 2
+
+
 def test_fast_reading_decodes_no_more_than_it_needs(large, monkeypatch):
     shapes = []
     for name in ("resize", "warpAffine"):

@@ -104,7 +104,7 @@ def test_an_old_run_is_resumed_and_read(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == warning
 
     config.optimizer.clip.norm = 1.0
-    config.run = RunConfig(keep_last=1, workers=0)  # changes no result
+    config.run = RunConfig(keep_last=1, keep_every=100, workers=0)  # changes no result
     resumed = train(config, folder)
     assert resumed is not None and resumed["params_sha256"] == whole["params_sha256"]
     assert warning in capsys.readouterr().err

@@ -24,16 +24,18 @@ __all__ = [
 ]
 
 
-_PARTS = ("data", "errors", "layers", "models", "tasks", "training", "weights")
+_PARTS = ("audit", "data", "errors", "layers", "models", "tasks", "training", "weights")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PARTS:
-        return importlib.import_module(f"flaxcnn.{name}")
-    if name not in __all__:
-        raise AttributeError(f"module 'flaxcnn' has no attribute {name!r}")
-    part = "training" if name == "train" else "models"
-    return getattr(importlib.import_module(f"flaxcnn.{part}"), name)
+if not TYPE_CHECKING:  # to whom a module with it has every name
+
+    def __getattr__(name: str) -> Any:
+        if name in _PARTS:
+            return importlib.import_module(f"flaxcnn.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module 'flaxcnn' has no attribute {name!r}")
+        part = "training" if name == "train" else "models"
+        return getattr(importlib.import_module(f"flaxcnn.{part}"), name)
 
 
 def __dir__() -> list[str]:

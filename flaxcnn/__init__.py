@@ -22,10 +22,7 @@ __all__ = [
     "train",
     "weights",
 ]
-
-
 _PARTS = ("audit", "data", "errors", "layers", "models", "tasks", "training", "weights")
-
 
 if not TYPE_CHECKING:  # to whom a module with it has every name
 

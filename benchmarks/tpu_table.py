@@ -186,8 +186,8 @@ pip install -e '.[tpu]'
 JAX_PLATFORMS=cpu python benchmarks/tpu_table.py    # resumes where it was stopped
 ```
 
-{dates}; {versions}. Compile seconds are those of a busy machine: on an idle one ResNet-50 took 90 to
-100 s. Not compiled yet: {missing}.
+{dates}; {versions}. Compile seconds are those of a busy machine, but
+of the last three rows: on an idle one ResNet-50 took 90 to 100 s. Not compiled yet: {missing}.
 
 | network | images | unlike the others | GFLOP/image | MB/image | memory, GiB | batch that fits | images/s at most, by its | compile s | model: MB/image | model: memory, GiB |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+from typing import Any
 
 from flaxcnn import __version__
 from flaxcnn.commands.compilation_cache import enable_cache
@@ -18,16 +19,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"flaxcnn {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name, text, group=commands, module=""):
-        command = group.add_parser(name, help=text, description=text)
-        command.set_defaults(module=module or name)
-        return command
-
     # Only named here: `main` hands their arguments on, as their flags are the fields of the config.
     commands.add_parser("train", help="Trains a network (see `flaxcnn train --help`).")
     commands.add_parser("estimate", help="What a run will cost (see `flaxcnn estimate --help`).")
 
-    command = add("list", "Names of networks, or of optimizers, augmentations, ...")
+    _add_looking(commands)
+    _add_runs(commands)
+    _add_checks(commands)
+    return parser
+
+
+def _add(group: Any, name: str, text: str, module: str = "") -> argparse.ArgumentParser:
+    command = group.add_parser(name, help=text, description=text)
+    command.set_defaults(module=module or name)
+    return command
+
+
+def _add_looking(commands: Any) -> None:
+    """What needs no run: list, visualize, doctor."""
+    command = _add(commands, "list", "Names of networks, or of optimizers, augmentations, ...")
     command.add_argument(
         "words",
         nargs="*",
@@ -37,7 +47,25 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--verbose", action="store_true", help="models: sizes, inputs and sources")
 
-    command = add("evaluate", "Metrics of a run's checkpoint on a split of its data set.")
+    visualize = commands.add_parser("visualize", help="Pictures of what cannot be seen otherwise.")
+    kinds = visualize.add_subparsers(dest="kind", required=True, metavar="KIND")
+    text = "What a config's augmentation makes of images."
+    command = _add(kinds, "augment", text, module="visualize")
+    command.add_argument(
+        "--config", required=True, help="name or file of a config with data.augment"
+    )
+    command.add_argument("--image", required=True, nargs="+", help="image files, taken in turn")
+    command.add_argument("--out", default="augment.png", metavar="PNG", help="the picture")
+    command.add_argument("--samples", type=int, default=8, metavar="N", help="images in a row")
+    command.add_argument("--seed", type=int, default=0)
+    _add(commands, "doctor", "What this installation is, and what is wrong with it.")
+
+
+def _add_runs(commands: Any) -> None:
+    """What a run is for, and several of them: evaluate, predict, study."""
+    command = _add(
+        commands, "evaluate", "Metrics of a run's checkpoint on a split of its data set."
+    )
     command.add_argument(
         "workdir", nargs="?", metavar="RUN", default=argparse.SUPPRESS, help="as --workdir"
     )
@@ -63,7 +91,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="how images reach their size (default: as the config says)",
     )
 
-    command = add("predict", "The most probable classes of image files, and of those in folders.")
+    command = _add(
+        commands, "predict", "The most probable classes of image files, and of those in folders."
+    )
     _add_run_arguments(command)
     command.add_argument("--top", type=int, default=5, metavar="K", help="classes per image")
     command.add_argument(
@@ -73,23 +103,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
 
-    visualize = commands.add_parser("visualize", help="Pictures of what cannot be seen otherwise.")
-    kinds = visualize.add_subparsers(dest="kind", required=True, metavar="KIND")
-    command = add(
-        "augment",
-        "What a config's augmentation makes of images.",
-        kinds,
-        "visualize",
+    command = _add(
+        commands, "study", "Trains every case of a study with every seed, and writes its report."
     )
-    command.add_argument(
-        "--config", required=True, help="name or file of a config with data.augment"
-    )
-    command.add_argument("--image", required=True, nargs="+", help="image files, taken in turn")
-    command.add_argument("--out", default="augment.png", metavar="PNG", help="the picture")
-    command.add_argument("--samples", type=int, default=8, metavar="N", help="images in a row")
-    command.add_argument("--seed", type=int, default=0)
-
-    command = add("study", "Trains every case of a study with every seed, and writes its report.")
     command.add_argument(
         "file",
         help="Python file whose get_study() returns a Study, or the name of one that comes with "
@@ -100,13 +116,20 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--report", metavar="DIR", help="folder of the report (default: workdir)")
     command.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, on CPU")
 
-    command = add("reproduce", "Trains 50 fixed steps and compares their bits with those recorded.")
+
+def _add_checks(commands: Any) -> None:
+    """Whether bits are what they should be: reproduce, verify, diff."""
+    command = _add(
+        commands, "reproduce", "Trains 50 fixed steps and compares their bits with those recorded."
+    )
     command.add_argument(
         "--record",
         metavar="FILE",
         help="add this machine's hash to a golden file (a clone's flaxcnn/golden/digits.json)",
     )
-    command = add("verify", "Does random stretches of a run again and compares bits and losses.")
+    command = _add(
+        commands, "verify", "Does random stretches of a run again and compares bits and losses."
+    )
     command.add_argument(
         "workdir", nargs="?", metavar="RUN", default=argparse.SUPPRESS, help="as --workdir"
     )
@@ -117,7 +140,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, help="of the choice of stretches (default: random)")
     command.add_argument("--json", action="store_true", help="the certificate instead of text")
 
-    command = add("diff", "The step, layer and tensor where two runs, or two traces, first differ.")
+    command = _add(
+        commands, "diff", "The step, layer and tensor where two runs, or two traces, first differ."
+    )
     command.add_argument(
         "paths",
         nargs="+",
@@ -143,8 +168,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--all", action="store_true", help="every array that differs")
     command.add_argument("--json", action="store_true", help="one line of JSON instead of text")
-    add("doctor", "What this installation is, and what is wrong with it.")
-    return parser
 
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:

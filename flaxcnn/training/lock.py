@@ -148,13 +148,12 @@ class _Heartbeat:
         """Whose the file is; None if there is none, or it is torn: its owner died writing it."""
         for _ in range(_READS):
             try:
-                owner = json.loads(self._file.read_text())
-                if {"host", "pid", "id", "time"} <= owner.keys():
-                    return owner
+                with contextlib.suppress(ValueError, AttributeError):  # it is torn
+                    owner = json.loads(self._file.read_text())
+                    if {"host", "pid", "id", "time"} <= owner.keys():
+                        return owner
             except FileNotFoundError:
                 return None
-            except (ValueError, AttributeError):
-                pass
             time.sleep(_WRITING)
         return None
 
@@ -170,11 +169,10 @@ def _is_alive(owner: dict[str, Any]) -> bool:
     if os.name == "nt":  # there os.kill ends what it asks about
         return True
     try:
-        os.kill(owner["pid"], 0)
+        with contextlib.suppress(PermissionError):  # another user's, which runs
+            os.kill(owner["pid"], 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        pass
     return True
 
 

@@ -40,8 +40,9 @@ def test_the_folder_belongs_to_its_config(tmp_path):
 
 def test_how_a_run_is_looked_after_may_change(tmp_path):
     begin(Workdir(tmp_path), Config(run=RunConfig(keep_last=2)))
-    with Workdir(tmp_path).claim(Config(run=RunConfig(keep_last=5, workers=0))):
-        pass
+    with Workdir(tmp_path).claim(Config(run=RunConfig(keep_last=5, workers=0))) as lock:
+        lock.check()
+        assert Workdir(tmp_path).has("run")
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):

@@ -17,7 +17,7 @@ FEW = {"depths": (1, 1, 1, 1)}
 SMALL = [
     ("airbench94", {}, 32, 6, 3),
     ("densenet121", FEW, 32, 13, 8),
-    ("mobilenet_v2_0.35_96", {}, 32, 52, 0),
+    ("mobilenet_v1_0.25_128", {}, 32, 27, 0),
     ("resnet18", FEW, 32, 12, 0),
     ("resnetv2_50", FEW, 32, 13, 5),
 ]
@@ -29,7 +29,7 @@ LARGER = [
     ("inception_resnet_v2", {"depths": (1, 1, 2)}, 75, None, 0),
     ("inception_v3", {}, 75, 94, 0),
     ("inception_v4", {"depths": (1, 1, 1)}, 75, None, 0),
-    ("mobilenet_v1_0.25_128", {}, 32, 27, 0),
+    ("mobilenet_v2_0.35_96", {}, 32, 52, 0),
     ("nasnet_a_mobile_slim", {"cells": 1}, 32, 83, 4),
     ("resnext50_32x4d", FEW, 32, 17, 0),
     ("senet154_timm", FEW, 32, 19, 0),

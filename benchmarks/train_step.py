@@ -84,7 +84,7 @@ def serve(connection, prepare: Callable, side: str, *args) -> None:
             connection.send(elapsed)
         connection.send(_read_memory("VmHWM") - base)
     except Exception as error:  # whatever it is, the other sides go on
-        connection.send(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+        connection.send(f"{type(error).__name__}: {str(error)[:200].partition(chr(10))[0]}")
 
 
 def _read_memory(field: str) -> float:

@@ -24,7 +24,7 @@ class BasicBlock(nn.Module):
 
     `conv` and `norm` are Conv and BatchNorm with dtype, initialiser and train mode chosen; `drop`
     is applied to the branch before the sum. `se_reduction` is that of squeeze-and-excitation on
-    the branch, 0 for none.
+    the branch, 0 for none. `dilation` is that of the two convolutions.
     """
 
     features: int
@@ -34,13 +34,17 @@ class BasicBlock(nn.Module):
     norm: Any
     drop: Any
     se_reduction: int = 0
+    dilation: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [N, H, W, C] to [N, H/stride, W/stride, features]."""
-        y = self.conv(self.features, 3, self.stride, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(self.features, 3, padding=1, name="conv2")(y)
+        first, second = self.dilation
+        conv1 = self.conv(
+            self.features, 3, self.stride, padding=first, dilation=first, name="conv1"
+        )
+        y = nn.relu(self.norm(name="bn1")(conv1(x)))
+        y = self.conv(self.features, 3, padding=second, dilation=second, name="conv2")(y)
         return _join(self, x, self.norm(name="bn2")(y))
 
 
@@ -49,7 +53,8 @@ class Bottleneck(nn.Module):
 
     `width` is the channels of the 3x3 convolution, in `groups`, and `reduced` those of the first
     1x1, by default as many. With `stride_first` the stride is on the first 1x1, as in the paper,
-    not on the 3x3. `shortcut_size` is that of the shortcut's convolution where the map shrinks.
+    not on the 3x3, which then has the second dilation, else the first. `shortcut_size` is that of
+    the shortcut's convolution where the map shrinks.
     """
 
     features: int
@@ -64,6 +69,7 @@ class Bottleneck(nn.Module):
     se_reduction: int = 0
     reduced: int | None = None
     shortcut_size: int = 1
+    dilation: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -71,7 +77,16 @@ class Bottleneck(nn.Module):
         first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
         reduced = self.reduced or self.width
         y = nn.relu(self.norm(name="bn1")(self.conv(reduced, 1, first, name="conv1")(x)))
-        conv2 = self.conv(self.width, 3, second, padding=1, groups=self.groups, name="conv2")
+        dilation = self.dilation[self.stride_first]
+        conv2 = self.conv(
+            self.width,
+            3,
+            second,
+            padding=dilation,
+            dilation=dilation,
+            groups=self.groups,
+            name="conv2",
+        )
         y = nn.relu(self.norm(name="bn2")(conv2(y)))
         y = self.norm(name="bn3")(self.conv(self.features, 1, name="conv3")(y))
         return _join(self, x, y, self.shortcut_size if self.stride > 1 else 1)

@@ -16,6 +16,7 @@ from flaxcnn.layers import Conv
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
+from flaxcnn.models._stride import dilate, pad_same
 from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
@@ -37,7 +38,7 @@ class SeparableBlock(nn.Module):
     """3x3 depthwise, then 1x1, each followed by BatchNorm and `activation`.
 
     `conv` and `norm` are Conv and BatchNorm with dtype, initialiser and train mode chosen;
-    `padding` is that of the 3x3.
+    `padding` and `dilation` are those of the 3x3.
     """
 
     features: int
@@ -46,13 +47,20 @@ class SeparableBlock(nn.Module):
     activation: Any
     conv: Any
     norm: Any
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [N, H, W, C] to [N, H/stride, W/stride, features]."""
         channels = x.shape[-1]
         depthwise = self.conv(
-            channels, 3, self.stride, self.padding, groups=channels, name="depthwise"
+            channels,
+            3,
+            self.stride,
+            self.padding,
+            dilation=self.dilation,
+            groups=channels,
+            name="depthwise",
         )
         x = self.activation(self.norm(name="depthwise_bn")(depthwise(x)))
         x = self.conv(self.features, 1, name="pointwise")(x)
@@ -73,6 +81,7 @@ class MobileNet(Network):
       relu6: activations between 0 and 6, and not just above 0.
       dropout: of the pooled features.
       epsilon, momentum: of BatchNorm.
+      output_stride: pixels of the image that a step in the last map is, 8, 16 or 32, by dilation.
     """
 
     width: float = 1.0
@@ -81,6 +90,7 @@ class MobileNet(Network):
     dropout: float = 0.001
     epsilon: float = 1e-3
     momentum: float = 0.99
+    output_stride: int = 32
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
@@ -89,10 +99,11 @@ class MobileNet(Network):
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=slim_normal)
         norm = make_norm(self, train, momentum=self.momentum, epsilon=self.epsilon)
         activation = nn.relu6 if self.relu6 else nn.relu
-        padding = {"same": "SAME", "keras": ((0, 1), (0, 1)), "symmetric": 1}[self.padding]
+        strides = (2, *(blocks[0][1] for blocks in STAGES))
+        dilated = dilate(strides, self.output_stride, self)[1:]
 
         def stem(x: Array) -> Array:
-            border = "SAME" if self.padding == "keras" else padding
+            border = 1 if self.padding == "symmetric" else "SAME"
             x = conv(int(32 * self.width), 3, 2, border, name="stem_conv")(x)
             return activation(norm(name="stem_bn")(x))
 
@@ -100,16 +111,24 @@ class MobileNet(Network):
             if index == 0:
                 x = run_block(self, stem, x)
             first = sum(map(len, STAGES[:index])) + 1
-            for number, (features, stride) in enumerate(STAGES[index], first):
+            stride, dilation, rest, taken = dilated[index]
+            for number, (features, _) in enumerate(STAGES[index], first):
+                padding: Any = dilation
+                if self.padding == "keras" and stride * taken == 2:
+                    padding = ((0, taken * dilation),) * 2
+                elif self.padding == "same":
+                    padding = pad_same(x, taken, dilation)
                 block = SeparableBlock(
                     int(features * self.width),
                     stride,
-                    padding if stride == 2 else 1,
+                    padding,
                     activation,
                     conv,
                     norm,
+                    dilation,
                     name=f"block{number}",
                 )
+                stride, dilation, taken = 1, rest, 1
                 x = run_block(self, block, x)
             return x
 

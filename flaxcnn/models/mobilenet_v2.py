@@ -15,6 +15,7 @@ from flaxcnn.layers import Conv, DropPath
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
+from flaxcnn.models._stride import dilate, pad_same
 from flaxcnn.models._variant import make_variant
 from flaxcnn.models.mobilenet import slim_normal
 
@@ -36,9 +37,10 @@ RESOLUTIONS = ((0,), (1,), (2,), (3, 4), (5, 6))  # the stages of each; the last
 class InvertedResidual(nn.Module):
     """Expand by 1x1, filter by a 3x3 depthwise, project by 1x1 without an activation.
 
-    `expansion` times the channels lie between; 1 leaves the first 1x1 out. `padding` is that of the
-    3x3. `conv` and `norm` are Conv and BatchNorm with dtype, initialiser and train mode chosen;
-    `drop` is applied to the branch before the sum, of which blocks that change the shape have none.
+    `expansion` times the channels lie between; 1 leaves the first 1x1 out. `padding` and `dilation`
+    are those of the 3x3. `conv` and `norm` are Conv and BatchNorm with dtype, initialiser and train
+    mode chosen; `drop` is applied to the branch before the sum, of which blocks that change the
+    shape have none.
     """
 
     features: int
@@ -48,6 +50,7 @@ class InvertedResidual(nn.Module):
     conv: Any
     norm: Any
     drop: Any
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -55,8 +58,16 @@ class InvertedResidual(nn.Module):
         hidden, y = x.shape[-1] * self.expansion, x
         if self.expansion > 1:
             y = nn.relu6(self.norm(name="expand_bn")(self.conv(hidden, 1, name="expand")(y)))
-        y = self.conv(hidden, 3, self.stride, self.padding, groups=hidden, name="depthwise")(y)
-        y = nn.relu6(self.norm(name="depthwise_bn")(y))
+        depthwise = self.conv(
+            hidden,
+            3,
+            self.stride,
+            self.padding,
+            dilation=self.dilation,
+            groups=hidden,
+            name="depthwise",
+        )
+        y = nn.relu6(self.norm(name="depthwise_bn")(depthwise(y)))
         y = self.norm(name="project_bn")(self.conv(self.features, 1, name="project")(y))
         return x + self.drop(y) if self.stride == 1 and x.shape == y.shape else y
 
@@ -74,6 +85,7 @@ class MobileNetV2(Network):
       dropout: of the pooled features.
       drop_path: probability to drop the last block's branch; those before it in proportion.
       epsilon, momentum: of BatchNorm.
+      output_stride: pixels of the image that a step in the last map is, 8, 16 or 32, by dilation.
     """
 
     width: float = 1.0
@@ -82,6 +94,7 @@ class MobileNetV2(Network):
     drop_path: float = 0.0
     epsilon: float = 1e-5
     momentum: float = 0.9
+    output_stride: int = 32
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
@@ -91,6 +104,8 @@ class MobileNetV2(Network):
         norm = make_norm(self, train, momentum=self.momentum, epsilon=self.epsilon)
         padding = {"symmetric": 1, "same": "SAME"}[self.padding]
         blocks = sum(repeats for _, _, repeats, _ in STAGES)
+        strides = (2, *(stride for *_, stride in STAGES))
+        dilated = dilate(strides, self.output_stride, self)[1:]
 
         def stem(x: Array) -> Array:
             features = round_to_eight(32 * self.width)
@@ -98,7 +113,9 @@ class MobileNetV2(Network):
             return nn.relu6(norm(name="stem_bn")(x))
 
         def block(x: Array, index: int, i: int) -> Array:
-            expansion, features, _, stride = STAGES[index]
+            expansion, features, _, _ = STAGES[index]
+            stride, first, rest, taken = dilated[index]
+            dilation, taken = (rest, 1) if i else (first, taken)
             depth = sum(repeats for _, _, repeats, _ in STAGES[:index]) + i
             name = f"stage{index + 1}_block{i + 1}"
             rate = self.drop_path * depth / (blocks - 1)
@@ -107,7 +124,8 @@ class MobileNetV2(Network):
                 features=round_to_eight(features * self.width),
                 expansion=expansion,
                 stride=stride if i == 0 else 1,
-                padding=padding,
+                padding=pad_same(x, taken, dilation) if padding == "SAME" else dilation,
+                dilation=dilation,
                 conv=conv,
                 norm=norm,
                 drop=functools.partial(drop, train=train),

@@ -23,6 +23,7 @@ from flaxcnn.models._residual import (
     drop_rate,
     he_normal,
 )
+from flaxcnn.models._stride import dilate
 from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
@@ -47,6 +48,7 @@ class ResNet(Network):
       dropout: probability to drop a feature before the classifier.
       drop_path: probability to drop the last block's branch; those before it in proportion.
       epsilon: of BatchNorm; 1.001e-5 in Keras.
+      output_stride: pixels of the image that a step in the last map is, 8, 16 or 32, by dilation.
     """
 
     depths: tuple[int, ...]
@@ -62,6 +64,7 @@ class ResNet(Network):
     dropout: float = 0.0
     drop_path: float = 0.0
     epsilon: float = 1e-5
+    output_stride: int = 32
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
@@ -69,6 +72,8 @@ class ResNet(Network):
         check_images(images, 3 if self.ceil_pool else 1, self)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal)
         norm = make_norm(self, train, epsilon=self.epsilon)
+        strides = (1 if self.cifar else 4, 1, *(2,) * (len(self.depths) - 1))
+        dilated = dilate(strides, self.output_stride, self)[1:]
 
         def stem(x: Array) -> Array:
             size, stride, border = (3, 1, 1) if self.cifar else (7, 2, 3)
@@ -81,7 +86,8 @@ class ResNet(Network):
             drop = DropPath(rate, self.axis_name, name=f"{name}_drop")
             features = self.features * 2**index
             common = {
-                "stride": 2 if i == 0 and index > 0 else 1,
+                "stride": dilated[index].stride if i == 0 else 1,
+                "dilation": dilated[index][1:3] if i == 0 else (dilated[index].rest,) * 2,
                 "shortcut": self.shortcut,
                 "conv": conv,
                 "norm": norm,

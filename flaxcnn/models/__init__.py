@@ -18,6 +18,9 @@ from flaxcnn.models.bn_inception import BNInception as BNInception
 from flaxcnn.models.darknet import Darknet19 as Darknet19
 from flaxcnn.models.darknet import Darknet53 as Darknet53
 from flaxcnn.models.densenet import DenseNet as DenseNet
+from flaxcnn.models.fcn import FCN as FCN
+from flaxcnn.models.fcn_backbone import DilatedFCN as DilatedFCN
+from flaxcnn.models.fcn_backbone import SkipFCN as SkipFCN
 from flaxcnn.models.googlenet import GoogLeNet as GoogLeNet
 from flaxcnn.models.inception_resnet import InceptionResNet as InceptionResNet
 from flaxcnn.models.inception_v3 import InceptionV3 as InceptionV3
@@ -34,6 +37,7 @@ from flaxcnn.models.resnet_v2 import ResNetV2 as ResNetV2
 from flaxcnn.models.senet import SENet as SENet
 from flaxcnn.models.small_cnn import SmallCNN as SmallCNN
 from flaxcnn.models.squeezenet import SqueezeNet as SqueezeNet
+from flaxcnn.models.unet import UNet as UNet
 from flaxcnn.models.vgg import VGG as VGG
 from flaxcnn.models.xception import Xception as Xception
 from flaxcnn.models.zfnet import ZFNet as ZFNet

@@ -99,7 +99,7 @@ def run_stages(
 
 
 def run_block(
-    network: Network, block: nn.Module | Callable[..., Any], *maps: Array, **arguments: Any
+    network: Any, block: nn.Module | Callable[..., Any], *maps: Array, **arguments: Any
 ) -> Any:
     """Applies a block to maps; with `network.remat`, the backward pass computes it again.
 

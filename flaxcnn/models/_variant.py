@@ -13,7 +13,8 @@ class Variant:
 
     Sizes hold for `input_shape` (height, width, channels) and the arguments in `kwargs`: `params`
     counts trainable values, `statistics` the running means and variances of BatchNorm, `macs` the
-    multiply-adds of convolutions and dense layers for one image.
+    multiply-adds of convolutions and dense layers for one image. `task` is what it is for, a name
+    in `flaxcnn.tasks`: a classifier returns logits [N, num_classes].
     """
 
     network: type[nn.Module]
@@ -24,6 +25,7 @@ class Variant:
     paper: str
     year: int
     statistics: int = 0
+    task: str = "classification"
 
 
 def make_variant(
@@ -35,7 +37,8 @@ def make_variant(
     input_shape: tuple[int, int, int],
     paper: str,
     year: int,
+    task: str = "classification",
     **kwargs: Any,
 ) -> Variant:
     """A Variant with the arguments `kwargs`: by `functools.partial` a family's are said once."""
-    return Variant(network, kwargs, input_shape, params, macs, paper, year, statistics)
+    return Variant(network, kwargs, input_shape, params, macs, paper, year, statistics, task)

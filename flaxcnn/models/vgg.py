@@ -48,6 +48,8 @@ class VGG(DenseHeadNetwork, kw_only=True):
       batch_norm: BatchNorm between each convolution and its ReLU.
       response_norm: local response normalisation after the first convolution, see `AlexNet`.
       kernel_init, dense_init: of the kernels of convolutions and of dense layers.
+      border: zeros around the images; 100 in FCN.
+      ceil_pool: pooling with a last, cut window, as in Caffe, where a side is odd.
     """
 
     kernels: tuple[tuple[int, ...], ...]
@@ -57,12 +59,16 @@ class VGG(DenseHeadNetwork, kw_only=True):
     response_norm: ResponseNorm = "none"
     kernel_init: Initializer = he_normal
     dense_init: Initializer = normal
+    border: int = 1
+    ceil_pool: bool = False
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Any:
         """Maps images [N, H, W, C] to float32 logits [N, num_classes], or to a tuple of maps."""
         check_images(images, 2 ** len(self.kernels), self)
-        pool = functools.partial(max_pool, window_shape=(2, 2), strides=(2, 2))
+        pool = functools.partial(
+            max_pool, window_shape=(2, 2), strides=(2, 2), padding=0, ceil_mode=self.ceil_pool
+        )
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=self.kernel_init)
         norm = make_norm(self, train)
 
@@ -71,7 +77,8 @@ class VGG(DenseHeadNetwork, kw_only=True):
                 x = pool(x)
             for i, size in enumerate(self.kernels[index - 1], 1):
                 name = f"stage{index}_conv{i}"
-                x = conv(self.features[index - 1], size, padding=size // 2, name=name)(x)
+                border = self.border if index == i == 1 else size // 2
+                x = conv(self.features[index - 1], size, padding=border, name=name)(x)
                 if self.batch_norm:
                     x = norm(name=f"stage{index}_bn{i}")(x)
                 x = nn.relu(x)

@@ -22,7 +22,7 @@ with open(Path(__file__).with_name("zoo.csv")) as file:
     # as the plain name is torchvision's network. The multiply-adds of `googlenet_aux` are those of
     # evaluation, as for the other networks with auxiliary classifiers, 8,372,224 fewer.
 
-ZOO = sorted(set(list_models()) - set(TEXTBOOK))
+ZOO = [n for n in list_models() if variant(n).task == "classification" and n not in TEXTBOOK]
 SMALLEST = {}  # network of each class: what is written once per class is tested once
 for _name in sorted(ZOO, key=lambda name: -variant(name).params):
     SMALLEST[variant(_name).network] = _name

@@ -1,0 +1,78 @@
+"""What networks for a class per pixel share: their arguments, upsampling, cropping."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.typing import Dtype
+
+from flaxcnn.errors import UserError
+from flaxcnn.layers import conv_transpose
+
+Array = jax.Array
+
+
+class DenseNetwork(nn.Module, kw_only=True):
+    """The arguments of every network that returns logits for each pixel, float32 [N, H, W, C].
+
+    Attributes:
+      num_classes: C, at least 1.
+      dtype, axis_name, remat: as of `Network`.
+    """
+
+    num_classes: int
+    dtype: Dtype = jnp.float32
+    axis_name: str | None = None
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError without classes."""
+        if self.num_classes < 1:
+            raise UserError(f"num_classes must be at least 1, got {self.num_classes}")
+        super().__post_init__()
+
+
+class Upsample(nn.Module):
+    """A transposed convolution that starts as bilinear interpolation by `factor`.
+
+    [N, H, W, C] -> [N, (H + 1) * factor, (W + 1) * factor, C]: what its kernel of 2 * factor
+    reaches, to be cropped. The kernel is `learned` from there, `kernel` [2 * factor, 2 * factor, C,
+    C], or stays and is no parameter.
+    """
+
+    factor: int
+    learned: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """See above."""
+        channels, strides = x.shape[-1], (self.factor, self.factor)
+        weights = bilinear_kernel(self.factor)[:, :, None, None]
+        if not self.learned:
+            kernel = jnp.asarray(np.tile(weights, (1, 1, 1, channels)), x.dtype)
+            return conv_transpose(x, kernel, strides=strides, padding="VALID", groups=channels)
+
+        def start(key: Any) -> Array:
+            return jnp.asarray(weights * np.eye(channels, dtype=np.float32)[None, None])
+
+        kernel = self.param("kernel", start)
+        return conv_transpose(x, kernel.astype(x.dtype), strides=strides, padding="VALID")
+
+
+def bilinear_kernel(factor: int) -> np.ndarray:
+    """Weights float32 [2 * factor, 2 * factor] of a transposed convolution with stride `factor`.
+
+    `factor` is even, or 1; as Caffe's "bilinear" filler.
+    """
+    side = 2 * factor
+    centre = factor - 0.5
+    row = 1 - np.abs(np.arange(side) - centre) / factor
+    return np.outer(row, row).astype(np.float32)
+
+
+def crop(x: Array, offset: int, like: Array) -> Array:
+    """The part of maps that begins `offset` from the top left and is as large as `like`."""
+    height, width = like.shape[1:3]
+    return x[:, offset : offset + height, offset : offset + width]

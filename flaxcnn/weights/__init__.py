@@ -1,5 +1,7 @@
-"""Weights from other libraries, and for them: `convert` and `export`."""
+"""Weights from other libraries, and for them: `convert`, `export`, and the files they come in."""
 
 from flaxcnn.weights.convert import convert, export
+from flaxcnn.weights.formats import read_tensors
+from flaxcnn.weights.layouts import find_layout
 
-__all__ = ["convert", "export"]
+__all__ = ["convert", "export", "find_layout", "read_tensors"]

@@ -25,13 +25,15 @@ Path = tuple[str, ...]
 class Source(NamedTuple):
     """Where a leaf of our variables comes from: their name of it, and the change of its layout.
 
-    `bias_before` is the name of a bias that is taken off it (see `Rule`).
+    `bias_before` is the name of a bias that is taken off it, `constant` what it is where they have
+    nothing (see `Rule`).
     """
 
     name: str
     transform: Transform | None
     shape: tuple[int, ...]  # ours
     bias_before: str | None = None
+    constant: float | None = None
 
     def to_theirs(self, value: Array) -> Array:
         """Changes our array into theirs."""
@@ -48,17 +50,31 @@ class Source(NamedTuple):
 
     @property
     def their_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the one or two of their arrays that ours is made of, by name."""
+        """The shapes of the up to two of their arrays that ours is made of, by name."""
+        if self.constant is not None:
+            return {}
         shapes = {self.name: self.their_shape}
         return shapes | ({self.bias_before: self.shape} if self.bias_before else {})
 
     def read(self, tensors: Mapping[str, Array]) -> Array:
         """Makes our array of theirs."""
+        if self.constant is not None:
+            return np.full(self.shape, self.constant, np.float32)
         value = self.to_ours(tensors[self.name])
         return value - tensors[self.bias_before] if self.bias_before else value
 
     def write(self, value: Array) -> dict[str, Array]:
-        """Makes theirs of ours; a bias that we do not have is zero."""
+        """Makes theirs of ours; a bias that we do not have is zero.
+
+        Raises UserError where they have nothing and ours is not the constant that stands for it.
+        """
+        if self.constant is not None:
+            if not np.array_equal(value, np.full(self.shape, self.constant, np.float32)):
+                raise UserError(
+                    f"the layout has no {self.name}, which must be {self.constant:.6g}: fold "
+                    "BatchNorm into the convolutions first"
+                )
+            return {}
         tensors = {self.name: np.ascontiguousarray(self.to_theirs(value))}
         return tensors | ({self.bias_before: np.zeros_like(value)} if self.bias_before else {})
 
@@ -73,9 +89,9 @@ def convert(
 ) -> dict[str, dict[str, Any]]:
     """Turns another library's weights into variables of the named network.
 
-    `tensors` are arrays by the other library's names, `layout` is "torchvision", "timm", "keras"
-    or "caffe"; `kwargs` go to `create_model`. Returns {"params": ..., "batch_stats": ...} of
-    float32 arrays.
+    `tensors` are arrays by the other library's names, `layout` is "torchvision", "timm", "keras",
+    "caffe" or "tflite" (`find_layout`); `kwargs` go to `create_model`. Returns {"params": ...,
+    "batch_stats": ...} of float32 arrays.
 
     Arrays may be NumPy's, JAX's or PyTorch's, in half precision too, `tensors` a whole checkpoint
     ({"state_dict": ..., "epoch": 90}), and all its names prefixed, by "module." for one (see
@@ -91,8 +107,7 @@ def convert(
     """
     model = create_model(name, **kwargs)
     sources = list_sources(name, model, layout)
-    found = find_tensors(tensors, CONVENTIONS[layout])
-    tensors = {_rename(model, layout, n): tensor for n, tensor in found.items()}
+    tensors = rename_tensors(model, layout, tensors)
     shapes = {n: shape_of(tensor) for n, tensor in tensors.items()}
     head, classes = set[Path](), 0
     if kwargs.get("num_classes"):
@@ -151,7 +166,7 @@ def list_sources(name: str, model: nn.Module, layout: str) -> dict[Path, Source]
 
     Raises UserError if the network has no such layout.
     """
-    layouts = getattr(_family(model), "LAYOUTS", {})
+    layouts = list_layouts(model)
     if layout not in layouts:
         known = ", ".join(layouts) or "none"
         raise UserError(f"{name} has no weights in layout {layout!r}: it has {known}")
@@ -168,8 +183,25 @@ def list_sources(name: str, model: nn.Module, layout: str) -> dict[Path, Source]
             transform = rule.kernel or conventions.kernels.get(len(shape))
         their_name = f"{module}{conventions.separator}{their_leaf}"
         bias = rule.rename_bias_before("/".join(path[1:-1])) if path[-1] == "mean" else None
-        sources[path] = Source(their_name, transform, shape, bias)
+        constant = rule.constants.get(path[-1])
+        sources[path] = Source(their_name, transform, shape, bias, constant)
     return sources
+
+
+def list_layouts(model: nn.Module) -> Mapping[str, Any]:
+    """The layouts that the network's weights come in, and the function of the rules of each."""
+    return getattr(_family(model), "LAYOUTS", {})
+
+
+def rename_tensors(model: nn.Module, layout: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a checkpoint by the names that the layout has for them."""
+    others = getattr(_family(model), "OTHER_NAMES", {}).get(layout, ())
+    renamed = {}
+    for name, tensor in find_tensors(tensors, CONVENTIONS[layout]).items():
+        for pattern, ours in others:
+            name = re.sub(f"^{pattern}", ours, name)
+        renamed[name] = tensor
+    return renamed
 
 
 @functools.lru_cache(maxsize=16)  # tracing a deep network takes seconds
@@ -257,13 +289,6 @@ def _find(rules: list[Rule], path: str, name: str, layout: str) -> tuple[Rule, s
         if module is not None:
             return rule, module
     raise LookupError(f"no rule of layout {layout} is about {path} of {name}")
-
-
-def _rename(model: nn.Module, layout: str, name: str) -> str:
-    """The layout's name of a tensor that files of other releases call differently."""
-    for pattern, ours in getattr(_family(model), "OTHER_NAMES", {}).get(layout, ()):
-        name = re.sub(f"^{pattern}", ours, name)
-    return name
 
 
 def _family(model: nn.Module) -> Any:

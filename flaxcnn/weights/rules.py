@@ -27,7 +27,8 @@ class Rule(NamedTuple):
     first group, a number, less one: r"layer\1.{2-1}.conv\3". `leaves` are the module's
     own names for parameters that differ from the layout's. `kernel` changes the kernel in another
     way than the layout does. `bias_before` is the name of a bias that their convolution has before
-    this BatchNorm and ours has not: it is taken off the mean.
+    this BatchNorm and ours has not: it is taken off the mean. `constants` are the values of leaves
+    that they do not have.
     """
 
     ours: str
@@ -35,6 +36,7 @@ class Rule(NamedTuple):
     leaves: Mapping[str, str] = {}
     kernel: Transform | None = None
     bias_before: str | None = None
+    constants: Mapping[str, float] = {}
 
     def rename(self, path: str) -> str | None:
         """Returns their name of the module at `path`, or None if the rule is not about it."""
@@ -70,6 +72,8 @@ def _permute(*axes: int) -> Transform:
 
 OIHW = _permute(3, 2, 0, 1)
 TRANSPOSED = _permute(1, 0)
+OHWI = _permute(3, 0, 1, 2)
+DEPTHWISE_OHWI = _permute(2, 0, 1, 3)  # [h, w, 1, C] as TFLite's [1, h, w, C]
 DEPTHWISE_LAST = _permute(0, 1, 3, 2)  # [h, w, 1, C] as Keras' [h, w, C, 1]
 
 
@@ -84,6 +88,12 @@ def flatten_from(height: int, width: int) -> Transform:
         return x.reshape(len(x), -1, height, width).transpose(2, 3, 1, 0).reshape(shape)
 
     return Transform(to_theirs, to_ours)
+
+
+# The kernel of a dense layer as that of a convolution, [O, 1, 1, C].
+DENSE_OHWI = Transform(
+    lambda x: x.T[:, None, None], lambda x, shape: x.reshape(len(x), -1).T.reshape(shape)
+)
 
 
 def dense_as_conv(height: int = 1, width: int = 1) -> Transform:
@@ -135,4 +145,16 @@ CONVENTIONS = {
         norm_leaves={"scale": "weight", "bias": "bias", "mean": "mean", "var": "var"},
         kernels={4: OIHW, 2: TRANSPOSED},
     ),
+    # TF-slim's names of layers, with .weight and .bias, BatchNorm folded into them.
+    "tflite": Convention(
+        separator=".",
+        leaves={"kernel": "weight", "bias": "bias"},
+        norm_leaves={"scale": "scale", "bias": "bias", "mean": "mean", "var": "variance"},
+        kernels={4: OHWI, 2: DENSE_OHWI},
+    ),
 }
+
+
+def folded(epsilon: float) -> Mapping[str, float]:
+    """The leaves of a BatchNorm that does nothing but add its bias; to the last bit or two."""
+    return {"scale": 1.0, "mean": 0.0, "var": 1.0 - epsilon}

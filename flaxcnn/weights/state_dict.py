@@ -12,21 +12,24 @@ from flaxcnn.weights.rules import Convention
 
 # Where a checkpoint has its weights; of several the first: timm's order, averaged weights first.
 CHECKPOINT_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
+MAX_DEPTH = 4  # of checkpoints within checkpoints; one within itself has no end
 
 
-def find_tensors(checkpoint: Mapping[str, Any], convention: Convention) -> dict[str, Any]:
-    """Finds the tensors in a checkpoint, and takes off the prefixes that all weights' names have.
+def find_state_dict(checkpoint: Any) -> Mapping[Any, Any]:
+    """Finds the mapping of names to arrays in a checkpoint.
 
-    The tensors are those of `checkpoint` itself, or of the dict under the first of CHECKPOINT_KEYS
-    that it has. Raises UserError for what is no mapping of names to arrays.
+    It is `checkpoint` itself, or the dict under the first of CHECKPOINT_KEYS that it has. Raises
+    UserError for what is no mapping of names to arrays.
     """
     tensors: Any = checkpoint
-    while isinstance(tensors, Mapping):
+    for _ in range(MAX_DEPTH):
+        if not isinstance(tensors, Mapping):
+            break
         key = next((k for k in CHECKPOINT_KEYS if isinstance(tensors.get(k), Mapping)), None)
         if key is None:
             break
         tensors = tensors[key]
-    else:
+    if not isinstance(tensors, Mapping):
         raise UserError(f"weights must map names to arrays, and are a {type(tensors).__name__}")
     for name, tensor in tensors.items():
         if isinstance(tensor, Mapping) or hasattr(tensor, "state_dict"):
@@ -34,6 +37,15 @@ def find_tensors(checkpoint: Mapping[str, Any], convention: Convention) -> dict[
                 f"weights: {name!r} is a {type(tensor).__name__}, and not an array; a checkpoint "
                 f"has a dict of arrays under one of {', '.join(CHECKPOINT_KEYS)}"
             )
+    return tensors
+
+
+def find_tensors(checkpoint: Mapping[str, Any], convention: Convention) -> dict[str, Any]:
+    """Finds the tensors in a checkpoint, and takes off the prefixes that all weights' names have.
+
+    Raises UserError for what is no mapping of names to arrays (`find_state_dict`).
+    """
+    tensors = find_state_dict(checkpoint)
     weights = [name for name in tensors if not re.fullmatch(convention.ignored, name)]
     prefix = _find_prefix(weights, convention.prefixes)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

@@ -7,15 +7,31 @@ TFLite graphs (.graph.json), SqueezeNet from the layers of its prototxt.
 """
 
 import json
+import lzma
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 import torch
 import torch.nn.functional as F
-from photographs import GOLDEN, WEIGHTS, find_best, load_photographs, load_tensors
+from photographs import GOLDEN, WEIGHTS, find_best, load_photographs
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 ACTIVATIONS = {"RELU6": lambda x: x.clamp(0, 6), "NONE": lambda x: x}
+
+
+def load_tensors(name):
+    """Reads the weights for the named network; 8-bit ones become float32 under NAME.weight."""
+    content = (DATA / "weights" / WEIGHTS[name].file).read_bytes()
+    if WEIGHTS[name].file.endswith(".xz"):
+        content = lzma.decompress(content)
+    tensors = safetensors.numpy.load(content)
+    for key in [key for key in tensors if key.endswith(".weight_q")]:
+        layer = key.removesuffix(".weight_q")
+        zero, scale = (tensors.pop(f"{layer}.weight_{x}") for x in ("zero_point", "scale"))
+        steps = tensors.pop(key).astype(np.int32) - zero
+        tensors[f"{layer}.weight"] = steps.astype(np.float32) * scale
+    return tensors
 
 
 def run_squeezenet(tensors, x):
@@ -67,7 +83,7 @@ def run_conv(op, tensors, x):
 def main():
     golden = {}
     for name, weights in WEIGHTS.items():
-        tensors = {k: torch.from_numpy(v) for k, v in load_tensors(DATA, name).items()}
+        tensors = {k: torch.from_numpy(v) for k, v in load_tensors(name).items()}
         files, images, labels = load_photographs(DATA, name)
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         with torch.no_grad():

@@ -2,7 +2,6 @@
 
 import io
 import json
-import lzma
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
-import safetensors.numpy
 from PIL import Image
 
 Array = np.ndarray
@@ -44,20 +42,6 @@ WEIGHTS = {
     "mobilenet_v1_0.25_128": Weights("mobilenet_v1_0.25_128_q8.safetensors", 128, _to_slim, 1),
     "mobilenet_v2_1.00_224": Weights("mobilenet_v2_1.0_224_q8.safetensors", 224, _to_slim, 1),
 }
-
-
-def load_tensors(data: Path, name: str) -> dict[str, Array]:
-    """Reads the weights for the named network; 8-bit ones become float32 under NAME.weight."""
-    content = (data / "weights" / WEIGHTS[name].file).read_bytes()
-    if WEIGHTS[name].file.endswith(".xz"):
-        content = lzma.decompress(content)
-    tensors = safetensors.numpy.load(content)
-    for key in [key for key in tensors if key.endswith(".weight_q")]:
-        layer = key.removesuffix(".weight_q")
-        zero, scale = (tensors.pop(f"{layer}.weight_{x}") for x in ("zero_point", "scale"))
-        steps = tensors.pop(key).astype(np.int32) - zero
-        tensors[f"{layer}.weight"] = steps.astype(np.float32) * scale
-    return tensors
 
 
 def load_photographs(data: Path, name: str) -> tuple[list[str], Array, Array]:

@@ -5,12 +5,11 @@ import functools
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from flaxcnn.data.images import ImageFormat
 from flaxcnn.data.tfds_source import open_tfds
 from flaxcnn.models import create_model
-from flaxcnn.weights.convert import convert, export
+from flaxcnn.weights import convert, export, find_layout, read_tensors
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -21,7 +20,8 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
     ("images", "right"), [(2_000, 1835), pytest.param(10_000, 9173, marks=pytest.mark.slow)]
 )
 def test_resnet20_on_cifar10(images, right, shared, tfds_dir):
-    tensors = load_file(shared / "data" / "weights" / "cifar10_resnet20.safetensors")
+    tensors = read_tensors(shared / "data" / "weights" / "cifar10_resnet20.safetensors")
+    assert find_layout("cifar_resnet20", tensors) == "torchvision"
     variables = convert("cifar_resnet20", tensors, layout="torchvision")
     exported = export("cifar_resnet20", variables, layout="torchvision")
     assert set(exported) == {n for n in tensors if not n.endswith("num_batches_tracked")}

@@ -5,16 +5,17 @@ import json
 
 import jax
 import numpy as np
-from photographs import GOLDEN, TOLERANCE, find_best, load_photographs, load_tensors
+from photographs import GOLDEN, TOLERANCE, WEIGHTS, find_best, load_photographs
 
 from flaxcnn.models import create_model
-from flaxcnn.weights.convert import convert, export
+from flaxcnn.weights import convert, export, find_layout, read_tensors
 
 NAME = "squeezenet1_0_caffe"
 
 
 def test_photographs(shared):
-    tensors = load_tensors(shared / "data", NAME)
+    tensors = read_tensors(shared / "data" / "weights" / WEIGHTS[NAME].file)
+    assert find_layout(NAME, tensors) == "caffe"
     variables = convert(NAME, tensors, "caffe")
     files, images, labels = load_photographs(shared / "data", NAME)
     model = create_model(NAME)
@@ -29,7 +30,7 @@ def test_photographs(shared):
 
 
 def test_weights_come_back(shared):
-    tensors = load_tensors(shared / "data", NAME)
+    tensors = read_tensors(shared / "data" / "weights" / WEIGHTS[NAME].file)
     back = export(NAME, convert(NAME, tensors, "caffe"), "caffe")
     np.testing.assert_array_equal(back["fire5/expand3x3.weight"], tensors["fire5/conv3x3_2.weight"])
     assert sum(tensor.size for tensor in back.values()) == 1_248_424

@@ -1,7 +1,7 @@
 """MobileNet."""
 
 from flaxcnn.models.mobilenet import STAGES, MobileNet
-from flaxcnn.weights.rules import DEPTHWISE_LAST, Rule, Transform
+from flaxcnn.weights.rules import DEPTHWISE_LAST, DEPTHWISE_OHWI, Rule, Transform, folded
 
 AS_CONV = Transform(lambda x: x[None, None], lambda x, shape: x.reshape(shape))
 
@@ -38,4 +38,21 @@ def timm(network: MobileNet) -> list[Rule]:
     return rules
 
 
-LAYOUTS = {"keras": keras, "timm": timm}
+def tflite(network: MobileNet) -> list[Rule]:
+    """Names of TF-slim, as in Google's TFLite files; blocks are counted from 1, after the stem."""
+    scope, constants = "MobilenetV1/MobilenetV1/Conv2d_", folded(network.epsilon)
+    block = r"block(\d+)/(depthwise|pointwise)"
+    return [
+        Rule("stem_conv", f"{scope}0"),
+        Rule("stem_bn", f"{scope}0", constants=constants),
+        Rule(r"block(\d+)/depthwise", rf"{scope}\1_depthwise", kernel=DEPTHWISE_OHWI),
+        Rule(block, rf"{scope}\1_\2"),
+        Rule(f"{block}_bn", rf"{scope}\1_\2", constants=constants),
+        Rule("classifier", "MobilenetV1/Logits/Conv2d_1c_1x1"),
+    ]
+
+
+LAYOUTS = {"keras": keras, "timm": timm, "tflite": tflite}
+
+# Keras 2 calls a depthwise kernel otherwise than Keras 3.
+OTHER_NAMES = {"keras": ((r"(conv_dw_\d+)/depthwise_kernel", r"\1/kernel"),)}

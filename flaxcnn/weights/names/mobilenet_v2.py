@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from flaxcnn.models.mobilenet_v2 import STAGES, MobileNetV2
-from flaxcnn.weights.rules import DEPTHWISE_LAST, Rule
+from flaxcnn.weights.rules import DEPTHWISE_LAST, DEPTHWISE_OHWI, Rule, folded
 
 LAYERS = ("expand", "depthwise", "project")
 
@@ -79,4 +79,34 @@ def keras(network: MobileNetV2) -> list[Rule]:
     return rules
 
 
-LAYOUTS = {"torchvision": torchvision, "timm": timm, "keras": keras}
+def tflite(network: MobileNetV2) -> list[Rule]:
+    """Names of TF-slim, as in Google's TFLite files."""
+    constants = folded(network.epsilon)
+    rules = []
+    for ours, theirs in (("stem", "Conv"), ("head", "Conv_1")):
+        rules += [
+            Rule(f"{ours}_conv", f"MobilenetV2/{theirs}"),
+            Rule(f"{ours}_bn", f"MobilenetV2/{theirs}", constants=constants),
+        ]
+    for number, (block, _, _) in enumerate(_list_blocks()):
+        scope = f"MobilenetV2/expanded_conv_{number}" if number else "MobilenetV2/expanded_conv"
+        rules += [
+            Rule(f"{block}/depthwise", f"{scope}/depthwise", kernel=DEPTHWISE_OHWI),
+            Rule(rf"{block}/(\w+)_bn", rf"{scope}/\1", constants=constants),
+            Rule(rf"{block}/(\w+)", rf"{scope}/\1"),
+        ]
+    return [*rules, Rule("classifier", "MobilenetV2/Logits/Conv2d_1c_1x1")]
+
+
+LAYOUTS = {"torchvision": torchvision, "timm": timm, "keras": keras, "tflite": tflite}
+
+# The released files of Keras 2 have the names of an older script, and its depthwise kernels.
+OTHER_NAMES = {
+    "keras": (
+        (r"(?:mobl|bn)0_conv_0_(bn_)?", r"expanded_conv_\1"),
+        (r"(?:mobl|bn)(\d+)_conv_\1_(bn_)?", r"block_\1_\2"),
+        (r"(expanded_conv|block_\d+)_bn_(\w+)/", r"\1_\2_BN/"),
+        (r"((?:expanded_conv|block_\d+)_depthwise)/depthwise_kernel", r"\1/kernel"),
+        (r"Logits/", "predictions/"),
+    )
+}

@@ -46,27 +46,21 @@ def read(path: Path) -> dict[str, Array]:
                 "it is a .weights.h5 of Keras 3, which has no names of layers: save it by "
                 "model.save('x.h5')"
             )
-        if not any(key.startswith(("layer_names", "weight_names")) for key in root.attrs):
-            raise UserError("it is an HDF5 file, and not one that Keras has written")
         layers: dict[str, dict[str, Array]] = {}
-        seen: set[int] = set()
-        for name in root:
-            layer = _get(root, name, seen)
-            if isinstance(layer, h5py.Group):
-                layers[name] = {}
-                _collect(layer, (), path.stat().st_size, seen, layers[name])
+        _collect(root, "", None, path.stat().st_size, set(), layers)
+    if not layers:
+        raise UserError("it is an HDF5 file, and not one that Keras has written")
     return _name_tensors(layers)
 
 
 def _get(group: Any, name: str, seen: set[int]) -> Any:
     """A member of a group; what lies elsewhere, or is reached twice, is refused."""
     import h5py
-    from h5py import h5o
 
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         raise UserError(f"its {name[:100]!r} is a link to elsewhere")
     member = group[name]
-    address = h5o.get_info(member.id).addr
+    address = h5py.h5o.get_info(member.id).addr  # pyright: ignore[reportAttributeAccessIssue]
     if address in seen:
         raise UserError(f"its {name[:100]!r} is the same as another")
     seen.add(address)
@@ -74,19 +68,31 @@ def _get(group: Any, name: str, seen: set[int]) -> Any:
 
 
 def _collect(
-    group: Any, path: tuple[str, ...], size: int, seen: set[int], found: dict[str, Array]
+    group: Any,
+    path: str,
+    layer: dict[str, Array] | None,
+    size: int,
+    seen: set[int],
+    layers: dict[str, dict[str, Array]],
 ) -> None:
-    """Adds to `found` the arrays in a group, by their paths; `size` is the file's."""
+    """Adds to `layers` the arrays in a group at `path`, which is in `layer` or in none.
+
+    A layer is a group that lists its weights; its name may have slashes. `size` is the file's.
+    """
     import h5py
 
-    if len(path) > MAX_DEPTH:
+    if path.count("/") > MAX_DEPTH:
         raise UserError(f"it has groups more than {MAX_DEPTH} deep")
     for name in group:
         member = _get(group, name, seen)
-        if isinstance(member, h5py.Group):
-            _collect(member, (*path, name), size, seen, found)
-        elif isinstance(member, h5py.Dataset):
-            found["/".join((*path, name))] = _read_array(member, size)
+        inner = f"{path}/{name}" if path else name
+        if isinstance(member, h5py.Dataset) and layer is not None:
+            layer[inner] = _read_array(member, size)
+        elif isinstance(member, h5py.Group):
+            within = layer
+            if layer is None and any(key.startswith("weight_names") for key in member.attrs):
+                within = layers[inner] = {}
+            _collect(member, inner, within, size, seen, layers)
 
 
 def _read_array(dataset: Any, size: int) -> Array:
@@ -104,7 +110,8 @@ def _read_array(dataset: Any, size: int) -> Array:
 def _name_tensors(layers: dict[str, dict[str, Array]]) -> dict[str, Array]:
     """The arrays by "layer/leaf"; those of a network within a network by its layers."""
     tensors: dict[str, Array] = {}
-    for group, arrays in layers.items():
+    for group, paths in layers.items():
+        arrays = {path.removeprefix(f"{group}/"): array for path, array in paths.items()}
         owners = {name.rpartition("/")[0] for name in arrays}
         for name, array in arrays.items():
             owner, _, last = name.rpartition("/")

@@ -33,3 +33,5 @@ def keras(network: DenseNet) -> list[Rule]:
 
 
 LAYOUTS = {"torchvision": torchvision, "timm": torchvision, "keras": keras}
+
+OTHER_NAMES = {"keras": ((r"conv1/(conv|bn)/", r"conv1_\1/"),)}  # of Keras 2

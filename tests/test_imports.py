@@ -44,6 +44,7 @@ OWNERS = {
     "tensorboardX": {"training/logger.py"},
     "grain": {"data/feeders.py"},
     "etils": {"training/mirror.py"},
+    "h5py": {"weights/formats/keras.py"},
 }
 
 

@@ -66,7 +66,7 @@ def pickled(value) -> bytes:
     return b"\x80\2" + encode(value) + b"."
 
 
-def tensor(
+def rebuild(
     offset=0, shape=(2, 2), strides=(2, 1), elements=4, key="0", kind="torch FloatStorage", **more
 ):
     identifier = ("storage", Name(kind), key, "cpu", elements, *more.get("rest", ()))
@@ -156,7 +156,7 @@ DEEP = Code(b"]" * 20_000 + b"a" * 19_999)
 BOMB = bytes(2**22)
 XZ = lzma.compress(safe({"a": entry(0, 2**22, (2**20,))}, BOMB))
 NOISE = np.random.default_rng(0).bytes(4096)
-EXPANDED = tensor(shape=(2**40,), strides=(0,))
+EXPANDED = rebuild(shape=(2**40,), strides=(0,))
 MODULE = Refer(("module", Name("collections OrderedDict"), "a.py", "import os"))
 
 # What the file is: its bytes and part of the line that refuses it.
@@ -175,37 +175,37 @@ FILES = {
     "a plain pickle": (pickled({"weight": 1}), "it is a pickle, and not one"),
     "a pickle of protocol 0": (b"cos\nsystem\n(S'ls'\ntR.", "it is no file of weights"),
     # Sizes, strides and places
-    "a huge storage": (saved(tensor(elements=2**40)), "has 16 bytes, and not 4398046511104"),
+    "a huge storage": (saved(rebuild(elements=2**40)), "has 16 bytes, and not 4398046511104"),
     "a huge storage in a stream": (
-        stream(tensor(elements=2**40, rest=(None,))),
+        stream(rebuild(elements=2**40, rest=(None,))),
         "a storage ends outside of the file",
     ),
-    "a huge number": (saved(tensor(elements=2**2000)), "it refers to data that is no storage"),
-    "a huge tensor": (saved(tensor(shape=(2**20, 2**20))), "ends outside of its storage of 4"),
+    "a huge number": (saved(rebuild(elements=2**2000)), "it refers to data that is no storage"),
+    "a huge tensor": (saved(rebuild(shape=(2**20, 2**20))), "ends outside of its storage of 4"),
     "a huge expanded tensor": (saved(EXPANDED), "repeats a storage of 4 too often"),
-    "a negative stride": (saved(tensor(3, (2,), (-1,))), "a negative or huge size, stride"),
-    "a negative offset": (saved(tensor(-1, (1,), (1,))), "a negative or huge size, stride"),
-    "a negative size": (saved(tensor(0, (-2, -2))), "a negative or huge size, stride"),
-    "an offset outside": (saved(tensor(offset=1)), "ends outside of its storage of 4"),
-    "100 axes": (saved(tensor(0, (1,) * 100, (1,) * 100)), "do not fit together"),
+    "a negative stride": (saved(rebuild(3, (2,), (-1,))), "a negative or huge size, stride"),
+    "a negative offset": (saved(rebuild(-1, (1,), (1,))), "a negative or huge size, stride"),
+    "a negative size": (saved(rebuild(0, (-2, -2))), "a negative or huge size, stride"),
+    "an offset outside": (saved(rebuild(offset=1)), "ends outside of its storage of 4"),
+    "100 axes": (saved(rebuild(0, (1,) * 100, (1,) * 100)), "do not fit together"),
     "a tensor of no storage": (
         saved(Call(Name("torch._utils _rebuild_tensor_v2"), (1, 0, (1,), (1,), False, None))),
         "a tensor without a storage",
     ),
     "two types of a storage": (
-        saved([tensor(), tensor(kind="torch IntStorage")]),
+        saved([rebuild(), rebuild(kind="torch IntStorage")]),
         "two types or sizes for storage '0'",
     ),
     "another number of elements": (
-        stream(tensor(rest=(None,)), storages=struct.pack("<q", 2**62) + bytes(16)),
+        stream(rebuild(rest=(None,)), storages=struct.pack("<q", 2**62) + bytes(16)),
         "has another size than its tensors say",
     ),
     "a part outside of its storage": (
-        stream(tensor(rest=(("1", 2, 8),))),
+        stream(rebuild(rest=(("1", 2, 8),))),
         "a part of a storage that ends outside",
     ),
     "a storage of no tensor": (stream(1), "a storage '0' of no tensor"),
-    "a missing storage": (stream(tensor(rest=(None,)), keys=()), "it has no storage '0'"),
+    "a missing storage": (stream(rebuild(rest=(None,)), keys=()), "it has no storage '0'"),
     # Pickles that would take for ever, or all memory
     "a key of 2**40 tuples": (_nested_keys(), "a dict with a tuple as a key"),
     "20,000 lists in each other": (saved(DEEP), "'weight' is a list, and not a tensor"),
@@ -220,16 +220,19 @@ FILES = {
     "no memo": (archive(b"\x80\2h\7."), "is damaged: "),
     # Archives
     "a compressed record": (
-        saved(tensor(), records=[("a/data/0", BOMB)], compression=zipfile.ZIP_DEFLATED),
-        "is compressed",
+        saved(rebuild(), records=[("a/data/0", BOMB)], compression=zipfile.ZIP_DEFLATED),
+        "is compressed or encrypted",
     ),
     "a record twice": (saved(1, records=[("a/data/0", b"1")] * 2), "two records 'a/data/0'"),
     "two archives in one": (saved(1, records=[("b/data.pkl", b"1")]), "not one that torch.save"),
-    "a path as a key": (saved(tensor(key="../../etc/passwd")), "no record 'a/data/../../etc/pa"),
-    "an encrypted record": (patch(saved(tensor()), b"PK\1\2", 8, b"\1"), "is encrypted"),
-    "a record outside": (patch(saved(tensor()), b"PK\1\2", 42, b"\0\0\0\1"), "lies outside"),
+    "a path as a key": (saved(rebuild(key="../../etc/passwd")), "no record 'a/data/../../etc/pa"),
+    "an encrypted record": (
+        patch(saved(rebuild()), b"PK\1\2", 8, b"\1"),
+        "compressed or encrypted",
+    ),
+    "a record outside": (patch(saved(rebuild()), b"PK\1\2", 42, b"\0\0\0\1"), "lies outside"),
     "a record too long": (
-        patch(saved(tensor()), b"PK\1\2", 20, struct.pack("<LL", 2**31, 2**31)),
+        patch(saved(rebuild()), b"PK\1\2", 20, struct.pack("<LL", 2**31, 2**31)),
         "ends outside of the file",
     ),
     "2**32 records": (
@@ -237,15 +240,15 @@ FILES = {
         "its directory ends early",
     ),
     "a directory outside": (patch(saved(1), b"PK\5\6", 16, b"\0\0\0\1"), "directory lies outs"),
-    "a damaged record": (patch(saved(tensor()), b"PK\1\2", 16, b"7"), "the CRC differs"),
-    "half an archive": (saved(tensor())[:200], "it is cut short"),
-    "half a stream": (stream(tensor(rest=(None,)))[:-10], "it is cut short"),
-    "big-endian": (saved(tensor(), records=[("a/byteorder", b"big")]), "on a big-endian machine"),
-    "a big-endian stream": (stream(tensor(), little_endian=False), "on a big-endian machine"),
+    "a damaged record": (patch(saved(rebuild()), b"PK\1\2", 16, b"7"), "the CRC differs"),
+    "half an archive": (saved(rebuild())[:200], "it is cut short"),
+    "half a stream": (stream(rebuild(rest=(None,)))[:-10], "it is cut short"),
+    "big-endian": (saved(rebuild(), records=[("a/byteorder", b"big")]), "on a big-endian machine"),
+    "a big-endian stream": (stream(rebuild(), little_endian=False), "on a big-endian machine"),
     "TorchScript": (saved(1, records=[("a/constants.pkl", b"")]), "it is a TorchScript program"),
     # What is in a dict
     "escape codes in a name": (archive(pickled({"a\x1b[2J\n": 1})), r"name 'a\x1b[2J\n'"),
-    "no names": (archive(pickled({1: tensor()})), "a tensor with the name 1"),
+    "no names": (archive(pickled({1: rebuild()})), "a tensor with the name 1"),
     "no tensor": (saved("a"), "'weight' is a str, and not a tensor"),
     "no dict": (archive(pickled([1])), "weights must map names to arrays"),
     # safetensors
@@ -290,6 +293,8 @@ FILES = {
     "nothing": (b"", "it is empty"),
     "a web page": (b"<!DOCTYPE html><html>", "it is a web page"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+    "a tar archive": (bytes(257) + b"ustar" + bytes(250), "it is a tar archive"),
+    ".keras": (saved(1, records=[("model.weights.h5", b"")]), "it is a .keras file"),
     "gzip": (b"\x1f\x8b\x08", "compressed by gzip"),
     "text": (b"weights", "it is no file of weights"),
 }

@@ -4,6 +4,7 @@ import json
 import lzma
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from draw import draw_weight
+from hostile_files import rebuild, saved
 
 import flaxcnn
 from flaxcnn.errors import UserError
@@ -44,6 +46,16 @@ def test_tensors_that_share_a_storage_share_it_here():
         assert np.shares_memory(tensors["base"], tensors["transposed"])
         assert np.shares_memory(tensors["base"], tensors["tied.a"])
         assert not np.shares_memory(tensors["base"], tensors["channels_last"])
+
+
+def test_an_archive_of_more_than_4_gb_has_its_sizes_elsewhere(tmp_path, monkeypatch):
+    """The same zip64 fields that zipfile writes for a small archive with a low limit."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 8)
+    value = np.arange(4, dtype=np.float32)
+    (tmp_path / "a.pth").write_bytes(saved(rebuild(), records=[("a/data/0", value.tobytes())]))
+    assert b"PK\6\6" in (tmp_path / "a.pth").read_bytes()
+    read = read_tensors(tmp_path / "a.pth")
+    np.testing.assert_array_equal(read["weight"], value.reshape(2, 2))
 
 
 def test_half_precision_converts(tmp_path):
@@ -242,6 +254,10 @@ def test_folded_weights_are_exported_only_of_a_folded_network():
     variables = convert(name, tensors, "tflite", **kwargs)
     for back, tensor in export(name, variables, "tflite", **kwargs).items():
         np.testing.assert_array_equal(tensor, tensors[back])
+    stem = {**variables["params"]["stem_bn"], **variables["batch_stats"]["stem_bn"]}
+    epsilon = flaxcnn.create_model(name).epsilon
+    np.testing.assert_allclose(stem["scale"] / np.sqrt(stem["var"] + epsilon), 1, rtol=1e-6)
+    np.testing.assert_array_equal(stem["bias"], tensors["MobilenetV2/Conv.bias"])
     variables["batch_stats"]["stem_bn"]["mean"] += 1
     with pytest.raises(
         UserError, match=r"has no MobilenetV2/Conv\.mean, which must be 0: fold Batc"

@@ -19,8 +19,8 @@ from flaxcnn.weights.state_dict import find_state_dict
 
 # What a damaged file makes a reader, or a library that it calls, raise.
 _DAMAGES = (
-    *(ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, EOFError),
-    *(OverflowError, RecursionError, MemoryError, OSError, RuntimeError, struct.error),
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError),
+    *(OverflowError, RecursionError, OSError, RuntimeError, struct.error),
 )
 # How files begin that are no weights, and what they are.
 _OTHERS = {
@@ -54,6 +54,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         return dequantize(arrays)
     except UserError as error:
         raise UserError(_to_line(f"weights: {path}: {error}")) from None
+    except PermissionError:
+        raise UserError(f"weights: {path} may not be read by this user") from None
     except _DAMAGES as error:
         raise UserError(_to_line(f"weights: {path} is damaged: {error!r}")) from error
 
@@ -63,7 +65,7 @@ def _read(path: Path) -> Mapping[Any, Any]:
     if not size:
         raise UserError("it is empty")
     with path.open("rb") as stream:
-        start = stream.read(64)
+        start = stream.read(512)
         stream.seek(0)
         if start.startswith(b"\x89HDF\r\n\x1a\n"):
             return _format("keras").read(path)
@@ -80,6 +82,8 @@ def _read(path: Path) -> Mapping[Any, Any]:
     for beginning, kind in _OTHERS.items():
         if start.startswith(beginning):
             raise UserError(f"it is {kind}")
+    if start[257:262] == b"ustar":
+        raise UserError("it is a tar archive; of PyTorch 0.1.1, load and save it once with PyTorch")
     raise UserError("it is no file of weights: they are safetensors, .pth, .pt, .th or .h5")
 
 

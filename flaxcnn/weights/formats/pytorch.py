@@ -107,6 +107,8 @@ def read_zip(file: Buffer) -> Any:
     """Reads a zip archive: what was saved, with a `Tensor` for each tensor."""
     records = list_records(file)
     pickles = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if "model.weights.h5" in records:
+        raise UserError("it is a .keras file, which has no names of layers: model.save('x.h5')")
     if len(pickles) != 1:
         raise UserError("it is a zip archive, and not one that torch.save has written")
     folder = pickles[0].removesuffix("data.pkl")

@@ -26,12 +26,13 @@ class Record(NamedTuple):
     offset: int
     size: int
     crc: int  # 0: not computed (`torch.serialization.set_crc32_options`)
+    plain: bool  # neither compressed nor encrypted
 
 
 def list_records(file: Buffer) -> dict[str, Record]:
     """Lists the records of an archive by their names.
 
-    Raises UserError for compressed, encrypted and repeated ones, and those outside of the file.
+    Raises UserError for repeated ones and those outside of the file.
     """
     start, size, count = _find_directory(file)
     if count > MAX_RECORDS:
@@ -53,16 +54,13 @@ def list_records(file: Buffer) -> dict[str, Record]:
         extra = bytes(file[after : after + extra_length])
         unpacked, packed, local = _widen(extra, unpacked, packed, local)
         place = after + extra_length + comment_length
-        if method != 0 or packed != unpacked:
-            raise UserError(f"its record {name!r} is compressed, which torch.save's are not")
-        if flags & 1:
-            raise UserError(f"its record {name!r} is encrypted")
         if name in records:
             raise UserError(f"it has two records {name!r}")
         offset = _find_data(file, local, name)
-        if offset + unpacked > start:
+        if offset + packed > start:
             raise UserError(f"its record {name!r} ends outside of the file")
-        records[name] = Record(offset, unpacked, crc)
+        plain = method == 0 and packed == unpacked and not flags & 1
+        records[name] = Record(offset, packed, crc, plain)
     return records
 
 
@@ -71,6 +69,10 @@ def read_record(file: Buffer, records: dict[str, Record], name: str) -> Buffer:
     if name not in records:
         raise UserError(f"it has no record {name!r}")
     record = records[name]
+    if not record.plain:
+        raise UserError(
+            f"its record {name!r} is compressed or encrypted, which torch.save's are not"
+        )
     content = file[record.offset : record.offset + record.size]
     if record.crc and zlib.crc32(content) != record.crc:
         raise UserError(f"its record {name!r} is damaged: the CRC differs")

@@ -3,6 +3,7 @@
 import io
 import json
 import lzma
+import re
 import struct
 import warnings
 import zipfile
@@ -144,6 +145,19 @@ def _bomb(file, group):
     group.create_dataset("kernel:0", data=np.zeros(2**20, "f4"), compression="gzip")
 
 
+def _overlapping() -> bytes:
+    """Four records that are the same 4,096 bytes, none of them aligned."""
+    records = [(f"a/data/{i}", bytes(4096 if i == 0 else 1)) for i in range(4)]
+    content = bytearray(
+        saved([rebuild(elements=1024, key=f"{i}") for i in range(4)], records=records)
+    )
+    places = [match.start() for match in re.finditer(b"PK\1\2", content)][1:]
+    for place in places:  # CRC, sizes, and where the record is
+        content[place + 16 : place + 28] = content[places[0] + 16 : places[0] + 28]
+        content[place + 42 : place + 46] = content[places[0] + 42 : places[0] + 46]
+    return bytes(content)
+
+
 def _nested_keys() -> bytes:
     """A dict whose key is a tuple of two tuples of two ...: 2**40 steps to its hash."""
     doubled = b"".join(b"q\0h\0\x86" for _ in range(40))
@@ -157,6 +171,7 @@ BOMB = bytes(2**22)
 XZ = lzma.compress(safe({"a": entry(0, 2**22, (2**20,))}, BOMB))
 NOISE = np.random.default_rng(0).bytes(4096)
 EXPANDED = rebuild(shape=(2**40,), strides=(0,))
+CONJUGATED = (*rebuild().arguments, {"conj": True})
 MODULE = Refer(("module", Name("collections OrderedDict"), "a.py", "import os"))
 
 # What the file is: its bytes and part of the line that refuses it.
@@ -191,6 +206,10 @@ FILES = {
     "a tensor of no storage": (
         saved(Call(Name("torch._utils _rebuild_tensor_v2"), (1, 0, (1,), (1,), False, None))),
         "a tensor without a storage",
+    ),
+    "a conjugated tensor": (
+        saved(Call(Name("torch._utils _rebuild_tensor_v2"), CONJUGATED)),
+        "a tensor that is conjugated or negated",
     ),
     "two types of a storage": (
         saved([rebuild(), rebuild(kind="torch IntStorage")]),
@@ -235,6 +254,7 @@ FILES = {
         patch(saved(rebuild()), b"PK\1\2", 20, struct.pack("<LL", 2**31, 2**31)),
         "ends outside of the file",
     ),
+    "records over each other": (_overlapping(), "its records overlap"),
     "2**32 records": (
         patch(saved(1), b"PK\5\6", 8, struct.pack("<HHLL", 65534, 65534, 0, 0)),
         "its directory ends early",

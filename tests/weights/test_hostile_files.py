@@ -11,7 +11,7 @@ from hostile_files import FILES, archive, safe
 
 from flaxcnn.errors import UserError
 from flaxcnn.weights import read_tensors
-from flaxcnn.weights.formats import unpickle
+from flaxcnn.weights.formats import unpickle, zip_records
 
 PYTORCH = Path(__file__).parents[1] / "reference" / "golden" / "pytorch"
 
@@ -42,10 +42,13 @@ def test_it_is_refused_in_one_line(name, path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_pickle_that_does_not_end_is_refused(path, monkeypatch):
+def test_what_does_not_end_is_refused(path, monkeypatch):
     monkeypatch.setattr(unpickle, "MAX_OPCODES", 1000)
     path.write_bytes(archive(b"\x80\2]" + b"q\0" * 2000 + b"."))
     with pytest.raises(UserError, match="its pickle has more than 1000 opcodes"):
+        read_tensors(path)
+    monkeypatch.setattr(zip_records, "MAX_RECORDS", 1)
+    with pytest.raises(UserError, match="it says that it has 2 records, and may have 1"):
         read_tensors(path)
 
 

@@ -36,7 +36,8 @@ from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.environment import environment
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.loop import lr_scale
-from flaxcnn.training.parts import load_data
+from flaxcnn.training.loss_scale import LossScaleState
+from flaxcnn.training.parts import add_loss_scale, load_data
 from flaxcnn.training.state import TrainState
 
 Trace = dict[str, np.ndarray]
@@ -125,7 +126,8 @@ class Tracer:
         replicated = self._plain.parallel.replicate(np.zeros(())).sharding
         self._probe = _Probe(self._plain.model, replicated)
         probed: Any = dataclasses.replace(self._plain)
-        probed.model, probed.tx, probed.lookahead = self._probe, _keep_gradient(), None
+        probed.model, probed.lookahead = self._probe, None
+        probed.tx = add_loss_scale(config, _keep_gradient())
         self._look = probed.train_call(self._feeder)
 
     def steps(
@@ -157,10 +159,13 @@ class Tracer:
 
     def _trace(self, state: TrainState, arrays: Any, item: Any) -> Trace:
         """What is computed in the step of the batch `item` from the host state `state`."""
-        zeros = jax.tree.map(np.zeros_like, state.params)
-        bare = to_device(state.replace(opt_state=zeros, ema=None, slow=None))
+        gradient: Any = jax.tree.map(np.zeros_like, state.params)
+        if scaled := isinstance(state.opt_state, LossScaleState):
+            gradient = state.opt_state._replace(inner=gradient)
+        bare = to_device(state.replace(opt_state=gradient, ema=None, slow=None))
         self._probe.seen.clear()
         after, metrics = self._look(self._plain.parallel.replicate(bare), arrays, item, 1.0)
+        gradient = after.opt_state.inner if scaled else after.opt_state
         jax.effects_barrier()
         seen = self._probe.collect()
         position = {name: index for index, name in enumerate(seen)}
@@ -177,7 +182,7 @@ class Tracer:
             **of("statistic", state.batch_stats, layer),
             **seen,
             **{f"metric/{k}": v for k, v in flatten(jax.device_get(metrics)).items()},
-            **of("gradient", jax.device_get(after.opt_state), lambda name: -layer(name)),
+            **of("gradient", jax.device_get(gradient), lambda name: -layer(name)),
         }
 
 

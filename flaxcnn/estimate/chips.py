@@ -84,7 +84,8 @@ CHIPS = {
             "NVIDIA H100 SXM, 80 GB",
             "gpu",
             "H100",
-            {"bfloat16": 989e12, "float32": 494e12},  # dense; float32 as TF32, JAX's default
+            # Dense; float32 as TF32, JAX's default.
+            {"bfloat16": 989e12, "float16": 989e12, "float32": 494e12},
             3350e9,
             80e9 * _SHARE,
             "NVIDIA H100 datasheet (SXM; half of what it gives with sparsity), seen 2026-11-26",
@@ -94,7 +95,7 @@ CHIPS = {
             "NVIDIA A100 SXM, 40 GB",
             "gpu",
             "A100",
-            {"bfloat16": 312e12, "float32": 156e12},  # float32 as TF32
+            {"bfloat16": 312e12, "float16": 312e12, "float32": 156e12},  # float32 as TF32
             1555e9,
             40e9 * _SHARE,
             "NVIDIA A100 datasheet (SXM, 40 GB), seen 2026-11-26",
@@ -104,7 +105,7 @@ CHIPS = {
             "NVIDIA T4, 16 GB",
             "gpu",
             "T4",
-            {"bfloat16": 8.1e12, "float32": 8.1e12},  # its tensor cores know float16, no bfloat16
+            {"float16": 65e12, "bfloat16": 8.1e12, "float32": 8.1e12},  # no bfloat16 units
             320e9,
             16e9 * _SHARE,
             "NVIDIA T4 datasheet, seen 2026-11-26",

@@ -166,7 +166,7 @@ class Config:
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     epochs: int = 20
     seed: int = 0  # of everything that is random: first weights, order, noise, held-out images
-    precision: str = "float32"  # compute type: "float32" or "bfloat16"; parameters stay float32
+    precision: str = "float32"  # of the computation; "bfloat16", "float16"; parameters stay float32
     parallel: str = "jit"  # or "pmap"
     steps_per_call: int = 0  # 0: chosen from the network's multiply-adds and the device kind
     monitor: str = ""  # best checkpoint, early stopping: "loss", or "" for the task's own metric

@@ -21,7 +21,7 @@ _CHOICES = {
     "data.feeder": FEEDERS,
     "data.balance.sampler": SAMPLERS,
     "loss.class_weights": ("none", "balanced", "effective"),
-    "precision": ("float32", "bfloat16"),
+    "precision": ("float32", "bfloat16", "float16"),
     "parallel": ("jit", "pmap"),
 }
 _AT_LEAST = {

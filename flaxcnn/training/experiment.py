@@ -26,6 +26,7 @@ from flaxcnn.training.facts import Facts, count_classes, find_facts, reload_data
 from flaxcnn.training.momentum import judge_momentum
 from flaxcnn.training.optim import Lookahead, make_lookahead, make_optimizer
 from flaxcnn.training.parts import (
+    add_loss_scale,
     augment_labels,
     find_draws,
     load_data,
@@ -126,7 +127,7 @@ class Experiment:
     @cached_property
     def tx(self) -> optax.GradientTransformation:
         """The optimizer."""
-        return make_optimizer(self.config.optimizer, self.schedule)
+        return add_loss_scale(self.config, make_optimizer(self.config.optimizer, self.schedule))
 
     @cached_property
     def lookahead(self) -> Lookahead | None:

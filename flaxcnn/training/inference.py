@@ -21,7 +21,13 @@ from flaxcnn.training.evaluate import Evaluation
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.facts import Facts, reload_data
 from flaxcnn.training.optim import make_optimizer
-from flaxcnn.training.parts import find_monitor, make_model, make_run_state, make_task
+from flaxcnn.training.parts import (
+    add_loss_scale,
+    find_monitor,
+    make_model,
+    make_run_state,
+    make_task,
+)
 from flaxcnn.training.step import check_takes, make_forward, make_preprocess
 from flaxcnn.training.workdir import Workdir
 
@@ -160,6 +166,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
     task = make_task(config, facts.setting)
     model = make_model(config, task, None)
     tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
+    tx = add_loss_scale(config, tx)
     abstract = jax.eval_shape(lambda: make_run_state(config, model, tx, facts.image_shape))
     checkpoints = SavedCheckpoints(workdir.checkpoints, find_monitor(config))
     restore = checkpoints.restore_best if checkpoint == "best" else checkpoints.restore_latest

@@ -89,7 +89,8 @@ class Logger:
         """One call's means, `row`, over `steps`, which took `seconds`.
 
         In `waited` of them the device had nothing to do until the next call's images came. The
-        first call of a length compiles: its time is in no rate.
+        first call of a length compiles: its time is in no rate. The means are None where all of the
+        steps were skipped (float16).
         """
         if steps in self._compiled:
             self._waited += waited
@@ -99,17 +100,20 @@ class Logger:
         self._compiled.add(steps)
         self._step = row["step"]
         self._epoch.append((steps, row))
-        self._bar.set_postfix_str(f"{self._describe_rate()}loss {row['loss']:.4f}", refresh=False)
+        loss = "" if row["loss"] is None else f"loss {row['loss']:.4f}"
+        self._bar.set_postfix_str(f"{self._describe_rate()}{loss}", refresh=False)
         self._bar.update(steps)
         self._write({**row, "split": "train"})
 
     def log_epoch(self, validation: Row | None) -> None:
         """The end of an epoch: its training means, and what validation measured, in one line."""
-        steps = sum(steps for steps, _ in self._epoch)
+        counted = [(n - row.get("skipped_steps", 0), row) for n, row in self._epoch]
+        counted = [(n, row) for n, row in counted if n]
+        steps = sum(n for n, _ in counted)
         means = {
-            name: sum(steps * row[name] for steps, row in self._epoch) / steps
+            name: sum(n * row[name] for n, row in counted) / steps
             for name in self._shown
-            if all(name in row for _, row in self._epoch)
+            if counted and all(name in row for _, row in counted)
         }
         line = (
             f"{self._step // self._plan.steps_per_epoch}/{self._plan.epochs}: {self._format(means)}"
@@ -159,7 +163,7 @@ class Logger:
         self._append(line)
         self._digest.update(line.encode())
         for name, value in row.items():
-            if name not in ("step", "epoch", "split"):
+            if name not in ("step", "epoch", "split") and value is not None:
                 self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
 
     def _append(self, line: str) -> None:

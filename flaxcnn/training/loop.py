@@ -20,6 +20,7 @@ from flaxcnn.training.config_check import validate
 from flaxcnn.training.environment import find_warnings
 from flaxcnn.training.experiment import Experiment, make_experiment
 from flaxcnn.training.logger import Logger
+from flaxcnn.training.loss_scale import LEAST
 from flaxcnn.training.mirror import Mirror
 from flaxcnn.training.parts import find_monitor
 from flaxcnn.training.report import draw_missing, print_result, print_start, report_run
@@ -248,8 +249,16 @@ class Loop:
         waited: float,
     ) -> None:
         plan = self.experiment.plan
-        row = {name: float(value) for name, value in metrics.items()}
-        if not all(map(_is_finite, row.values())):
+        row: dict[str, Any] = {name: float(value) for name, value in metrics.items()}
+        if row.get("skipped_steps") == end - start:  # in float16: nothing has been measured
+            if row["loss_scale"] <= LEAST:
+                raise UserError(
+                    f"gradients are not finite in float16 between steps {start} and {end}, with no "
+                    "scale of the loss: set precision to bfloat16 or float32, or lower "
+                    "optimizer.learning_rate, in another --workdir"
+                )
+            row = {name: x if _is_finite(x) else None for name, x in row.items()}
+        elif not all(map(_is_finite, row.values())):
             raise UserError(
                 f"the loss is not finite between steps {start} and {end}: lower "
                 "optimizer.learning_rate or set optimizer.clip.norm, in another --workdir"

@@ -17,6 +17,7 @@ from flaxcnn.models._registry import create_model
 from flaxcnn.tasks.registry import find_task
 from flaxcnn.tasks.task import Metric, Setting, Task
 from flaxcnn.training.config import Config, DataConfig, LossConfig
+from flaxcnn.training.loss_scale import scale_loss
 from flaxcnn.training.state import TrainState, make_state
 
 
@@ -55,6 +56,13 @@ def make_model(config: Config, task: Task, axis_name: str | None) -> nn.Module:
         "axis_name": axis_name,
     }
     return create_model(config.model.name, **kwargs)
+
+
+def add_loss_scale(
+    config: Config, tx: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """`tx`, with a dynamic loss scale where the config's precision needs one."""
+    return scale_loss(tx) if config.precision == "float16" else tx
 
 
 def make_run_state(

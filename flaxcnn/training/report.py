@@ -17,6 +17,7 @@ from flaxcnn.training.environment import count_threads
 from flaxcnn.training.evaluate import Evaluator
 from flaxcnn.training.experiment import Experiment, make_experiment
 from flaxcnn.training.logger import read_rows
+from flaxcnn.training.loss_scale import LossScaleState
 from flaxcnn.training.parts import find_monitor
 from flaxcnn.training.state import TrainState, hash_tree
 from flaxcnn.training.workdir import Workdir
@@ -69,10 +70,19 @@ def report_run(experiment: Experiment, workdir: Workdir, state: TrainState) -> N
         **({"replaced": replaced} if (replaced := experiment.dataset.replaced()) else {}),
         "report": measured.report,
         "steps": int(state.step),
+        **_describe_scaling(state),
         "parameters": experiment.facts.parameters,
         "params_sha256": hash_tree({"params": state.params, "batch_stats": state.batch_stats}),
     }
     workdir.write("result", result)
+
+
+def _describe_scaling(state: TrainState) -> dict[str, float]:
+    """Which of the steps were skipped, in float16."""
+    scaling = state.opt_state
+    if not isinstance(scaling, LossScaleState):
+        return {}
+    return {"skipped_steps": int(scaling.skipped_steps), "loss_scale": float(scaling.scale)}
 
 
 def _measure_best(
@@ -168,6 +178,10 @@ def print_result(workdir: Workdir) -> None:
     if replaced := result.get("replaced"):
         count = f"{len(replaced)} image{'s' * (len(replaced) > 1)}"
         print(f"replaced by the next that can be read: {count}: {listing(replaced)}")
+    if "skipped_steps" in result:
+        skipped, steps = result["skipped_steps"], result["steps"]
+        scale = f"the loss scale is {result['loss_scale']:g}"
+        print(f"skipped, as a gradient was not finite: {skipped} of {steps} steps; {scale}")
     print(_describe_checkpoints(result, figure))
     print(
         f"{result['split']} {figure} {result[figure]:.4f} · {result['images']} images · "

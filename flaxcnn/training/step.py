@@ -18,6 +18,7 @@ from flaxcnn.data.augment import Augment, View, average_over
 from flaxcnn.data.feeders import Batch
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Task
+from flaxcnn.training.loss_scale import LossScaleState
 from flaxcnn.training.optim import Lookahead
 from flaxcnn.training.state import TrainState
 
@@ -45,6 +46,9 @@ class TrainStep:
 
     `metrics` are means over the batch, of the task's that are one number per example; what is
     minimised is the mean of its losses. `lr_scale` multiplies the update.
+
+    Where `tx` is of `scale_loss`, an update that it skips leaves batch statistics and averages as
+    they are; "skipped_steps" of the metrics is 1 then and the others are 0.
 
     Attributes:
       augment: what happens to images, and to targets with them, before all this.
@@ -76,6 +80,13 @@ class TrainStep:
                 (grads, batch_stats, metrics), self.axis_name
             )
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        skipped = None
+        if isinstance(opt_state, LossScaleState):
+            before: Any = state.opt_state
+            skipped = opt_state.skipped_steps > before.skipped_steps
+            batch_stats = _keep_where(skipped, state.batch_stats, batch_stats)
+            metrics = _keep_where(skipped, jax.tree.map(jnp.zeros_like, metrics), metrics)
+            metrics["skipped_steps"] = skipped.astype(jnp.float32)
         updates = jax.tree.map(lambda u: u * lr_scale, updates)
         params = optax.apply_updates(state.params, updates)
         slow, ema = state.slow, state.ema
@@ -85,7 +96,8 @@ class TrainStep:
         if ema is not None:
             # The average of few steps must not remember the initial values (as in TensorFlow).
             decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
-            ema = optax.incremental_update(params, ema, 1 - decay)
+            average = optax.incremental_update(params, ema, 1 - decay)
+            ema = average if skipped is None else _keep_where(skipped, ema, average)
         state = state.replace(
             step=state.step + 1,
             params=params,
@@ -98,11 +110,13 @@ class TrainStep:
 
     def _gradients(self, state: TrainState, batch: Batch) -> tuple[Any, Any, Metrics]:
         """Gradients, new batch statistics and metrics, over all micro-batches."""
+        scaling: Any = state.opt_state
+        scale = scaling.scale if isinstance(scaling, LossScaleState) else None
         differentiate = jax.grad(self._loss, has_aux=True)
         noise_key = jax.random.fold_in(state.key, state.step)
         if self.accumulate == 1:
             grads, (batch_stats, metrics) = differentiate(
-                state.params, state.batch_stats, batch, noise_key
+                state.params, state.batch_stats, batch, noise_key, scale
             )
             return grads, batch_stats, metrics
 
@@ -110,7 +124,7 @@ class TrainStep:
             index, micro_batch = micro
             key = jax.random.fold_in(noise_key, index)
             grads, (batch_stats, metrics) = differentiate(
-                state.params, batch_stats, micro_batch, key
+                state.params, batch_stats, micro_batch, key, scale
             )
             return batch_stats, (grads, metrics)
 
@@ -124,7 +138,9 @@ class TrainStep:
         grads, metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), stacked)
         return grads, batch_stats, metrics
 
-    def _loss(self, params: Any, batch_stats: Any, batch: Batch, key: jax.Array) -> Any:
+    def _loss(
+        self, params: Any, batch_stats: Any, batch: Batch, key: jax.Array, scale: jax.Array | None
+    ) -> Any:
         """What is minimised, with (new batch statistics, metrics) beside it."""
         images, targets = batch
         outputs, updates = self.model.apply(
@@ -138,11 +154,19 @@ class TrainStep:
         measured = self.task.measure(outputs, targets)
         metrics = {name: jnp.mean(x) for name, x in measured.items() if x.ndim == 1}
         loss = self.task.losses(outputs, targets).mean()
+        loss = loss if scale is None else loss * scale
         return loss, (updates.get("batch_stats", {}), metrics)
+
+
+def _keep_where(skipped: jax.Array, old: Any, new: Any) -> Any:
+    return jax.tree.map(lambda o, n: jnp.where(skipped, o, n), old, new)
 
 
 def make_train_call(train_step: TrainStep, take: Callable) -> Callable:
     """K steps: (state, arrays, items [K, batch], lr_scale) -> (state, metrics averaged over K).
+
+    With a loss scale they are averaged over the steps that were not skipped, NaN where all were;
+    beside them are the number of "skipped_steps" and the "loss_scale" after the last.
 
     The metrics are summed in the carry: stacked outputs of a scan are quadratic in K on one jaxlib.
     """
@@ -158,7 +182,11 @@ def make_train_call(train_step: TrainStep, take: Callable) -> Callable:
         sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (state, sums), _ = jax.lax.scan(body, (state, sums), items)
         steps = jax.tree.leaves(items)[0].shape[0]
-        return state, jax.tree.map(lambda x: x / steps, sums)
+        if not isinstance(state.opt_state, LossScaleState):
+            return state, jax.tree.map(lambda x: x / steps, sums)
+        scaling = {"skipped_steps": sums.pop("skipped_steps"), "loss_scale": state.opt_state.scale}
+        means = jax.tree.map(lambda x: x / (steps - scaling["skipped_steps"]), sums)
+        return state, means | scaling
 
     return train_call
 

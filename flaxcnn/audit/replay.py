@@ -128,7 +128,7 @@ class Replay:
             rows, self._rows = self._rows, []
             yield end, rows
 
-    def log_train(self, row: Row, steps: int, seconds: float, waited: float) -> None:
+    def log_train(self, row: Row, steps: int, seconds: float | None, waited: float) -> None:
         """Called by the loop instead of a run's `Logger`."""
         self._rows.append({**row, "split": "train"})
 

@@ -122,13 +122,16 @@ class Tracer:
         config, facts = dataclasses.replace(experiment.config, parallel="jit"), experiment.facts
         self._plain = dataclasses.replace(experiment, config=config, recorded=facts)
         self._feeder = self._plain.feeder(experiment.dataset.splits["train"])
-        self._advance = self._plain.train_call(self._feeder)
         replicated = self._plain.parallel.replicate(np.zeros(())).sharding
         self._probe = _Probe(self._plain.model, replicated)
         probed: Any = dataclasses.replace(self._plain)
         probed.model, probed.lookahead = self._probe, None
         probed.tx = add_loss_scale(config, _keep_gradient())
-        self._look = probed.train_call(self._feeder)
+        # One program for each size of the training images.
+        self._advance, self._look = (
+            functools.cache(functools.partial(parts.train_call, self._feeder))
+            for parts in (self._plain, probed)
+        )
 
     def steps(
         self, start: int, state: TrainState, history: History
@@ -155,7 +158,8 @@ class Tracer:
 
     def _after(self, state: TrainState, arrays: Any, item: Any, scale: float) -> TrainState:
         placed = self._plain.parallel.replicate(to_device(state))
-        return to_host(self._advance(placed, arrays, item, scale)[0])
+        advance = self._advance(self._plain.stage_at(int(state.step)))
+        return to_host(advance(placed, arrays, item, scale)[0])
 
     def _trace(self, state: TrainState, arrays: Any, item: Any) -> Trace:
         """What is computed in the step of the batch `item` from the host state `state`."""
@@ -164,7 +168,8 @@ class Tracer:
             gradient = state.opt_state._replace(inner=gradient)
         bare = to_device(state.replace(opt_state=gradient, ema=None, slow=None))
         self._probe.seen.clear()
-        after, metrics = self._look(self._plain.parallel.replicate(bare), arrays, item, 1.0)
+        look = self._look(self._plain.stage_at(int(state.step)))
+        after, metrics = look(self._plain.parallel.replicate(bare), arrays, item, 1.0)
         gradient = after.opt_state.inner if scaled else after.opt_state
         jax.effects_barrier()
         seen = self._probe.collect()

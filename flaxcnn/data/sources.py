@@ -18,11 +18,13 @@ from flaxcnn.data.splits import (
     Records,
     Split,
     hold_out,
+    knows_strata,
     load_records,
     stream_records,
 )
 from flaxcnn.errors import UserError
 
+_LOOKED_AT = 256  # labels of a split of which not all are read
 _DIGITS_SPLIT_SEED = 0  # of no run: every run is tested on the same 360 digits
 
 
@@ -237,7 +239,7 @@ def _load(
             names = list(files[name])
             skipped |= {names[index]: files[name].pop(names[index]) for index in bad}
         classes = len(opened.class_names)
-        if len(split) and (not classes or _has_labels(title, name, split.strata, classes)):
+        if len(split) and (not classes or _has_labels(title, name, _look_at(split), classes)):
             splits[name] = split
     if errors and refusing:
         raise refuse(source, _name(errors))
@@ -263,6 +265,14 @@ def _tell(source: str, errors: list[UserError], on_bad_image: str) -> None:
         count = f"{source}: {len(errors)} images cannot be read: " if len(errors) > 1 else ""
         shown = "; ".join(_name(errors))
         raise UserError(f"{count}{shown} (to skip them: data.on_bad_image=skip)")
+
+
+def _look_at(split: Split) -> np.ndarray:
+    """The labels of a split; of one whose records would have to be read for them, some."""
+    if knows_strata(split):
+        return split.strata
+    spread = np.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT)).astype(np.int64)
+    return split.subset(spread).strata
 
 
 def _has_labels(title: str, name: str, labels: np.ndarray, classes: int) -> bool:
@@ -314,13 +324,16 @@ def _divide(
 def _note_measured(dataset: Dataset) -> None:
     """Says what stands in for a missing test split, and which classes have nothing to learn from.
 
-    On stderr, one line each.
+    On stderr, one line each. Nothing is read for it: the classes of some streamed sets are unknown.
     """
     if "test" not in dataset.splits:
         split = "validation" if "validation" in dataset.splits else "train"
         print(f"{dataset.name} has no test split: {split} stands in for it", file=sys.stderr)
-    trained = np.unique(dataset.splits["train"].strata)
-    for name, split in dataset.splits.items():
+    known = {name: split for name, split in dataset.splits.items() if knows_strata(split)}
+    if "train" not in known:
+        return
+    trained = np.unique(known["train"].strata)
+    for name, split in known.items():
         missing = np.setdiff1d(split.strata, trained)
         if len(missing):
             names = listing([dataset.class_names[label] for label in missing])

@@ -1,6 +1,7 @@
 """Splits of a data set: in memory, or decoded when they are asked for."""
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -89,7 +90,11 @@ class Records(Protocol):
         ...
 
     def labels(self) -> np.ndarray | None:
-        """The targets int32 [N] without decoding an image; None where they are no labels."""
+        """The targets int32 [N]; None where they are no labels, or only in the images' records."""
+        return None
+
+    def read_labels(self, indices: np.ndarray) -> np.ndarray | None:
+        """The targets int32 [n] from the records, decoding no image; None where they are others."""
         return None
 
     def streamed(self) -> "Records":
@@ -111,7 +116,10 @@ class Opened(NamedTuple):
 
 @dataclass(frozen=True)
 class LazySplit:
-    """The examples `indices` of `records`, decoded when loaded; `strata` as of `Split`.
+    """The examples `indices` of `records`, decoded when loaded.
+
+    `labels` are theirs, None where they are only in the records: `strata` reads all of these when
+    it is first asked for, which of ImageNet are 138 GB.
 
     With `replace` the next image of the split (after the last, the first) that can be read stands
     in, with its target, for one that cannot: which one depends on the files alone, so that steps
@@ -120,9 +128,19 @@ class LazySplit:
 
     records: Records
     indices: np.ndarray
-    strata: np.ndarray
+    labels: np.ndarray | None
     replace: bool = False
     replaced: dict[int, str] = field(default_factory=dict)  # what is wrong with those found so far
+
+    @property
+    def strata(self) -> np.ndarray:
+        """See `Split`."""
+        return self._strata
+
+    @functools.cached_property
+    def _strata(self) -> np.ndarray:
+        labels = self.records.read_labels(self.indices) if self.labels is None else self.labels
+        return np.zeros(len(self), np.int32) if labels is None else labels
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -165,8 +183,13 @@ class LazySplit:
 
     def subset(self, indices: np.ndarray) -> "LazySplit":
         """See `Split`."""
-        indices, strata = self.indices[indices], self.strata[indices]
-        return dataclasses.replace(self, indices=indices, strata=strata)
+        labels = self.strata[indices] if knows_strata(self) else None
+        return dataclasses.replace(self, indices=self.indices[indices], labels=labels)
+
+
+def knows_strata(split: Split) -> bool:
+    """Whether `strata` of `split` reads no record."""
+    return not isinstance(split, LazySplit) or split.labels is not None or "_strata" in vars(split)
 
 
 def _stack(targets: list[Any]) -> Any:
@@ -178,9 +201,7 @@ def _stack(targets: list[Any]) -> Any:
 
 def stream_records(records: Records, *, replace: bool) -> LazySplit:
     """The split of all records, none of which is decoded now; `replace` as of `LazySplit`."""
-    labels = records.labels()
-    strata = np.zeros(len(records), np.int32) if labels is None else labels
-    return LazySplit(records.streamed(), np.arange(len(records)), strata, replace)
+    return LazySplit(records.streamed(), np.arange(len(records)), records.labels(), replace)
 
 
 def load_records(

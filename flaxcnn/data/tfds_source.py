@@ -25,18 +25,19 @@ class TfdsRecords(Records):
     source: Any
     title: str
     format: ImageFormat
+    classes: int
     fast: bool = False  # see `read_image`
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def labels(self) -> np.ndarray:
-        """See `flaxcnn.data.splits.Records`. Reads every record, but decodes no image."""
+    def read_labels(self, indices: np.ndarray) -> np.ndarray:
+        """See `flaxcnn.data.splits.Records`."""
 
-        def read(indices: np.ndarray) -> list[int]:
-            return [int(example["label"]) for example in self._examples(indices)]
+        def read(chunk: np.ndarray) -> list[int]:
+            return [int(example["label"]) for example in self._examples(indices[chunk])]
 
-        chunks = map_chunks(read, len(self), f"labels of {self.title}")
+        chunks = map_chunks(read, len(indices), f"labels of {self.title}")
         return np.array([label for chunk in chunks for label in chunk], np.int32)
 
     def streamed(self) -> "TfdsRecords":
@@ -56,7 +57,13 @@ class TfdsRecords(Records):
                     image = UserError(f"{self.title}: image {index} is damaged")
             except cv2.error:  # beyond OpenCV's limits, as read or on its way to size
                 image = UserError(f"{self.title}: image {index} is too large or too narrow")
-            yield image, int(example["label"])
+            label = int(example["label"])
+            if self.fast and not 0 <= label < self.classes:  # else all have been looked at
+                image = UserError(
+                    f"{self.title}: the label of image {index} is {label}, outside "
+                    f"0..{self.classes - 1}"
+                )
+            yield image, label
 
 
 _SCALED = {  # by what the sides are divided by, for one and for three channels
@@ -115,7 +122,7 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
                     f"tfds:{name} in {builder.data_dir} is stored as "
                     f"{builder.info.file_format.value}; prepare it again in another TFDS_DATA_DIR"
                 ) from error
-            records[split] = TfdsRecords(source, f"tfds:{name} {split}", full)
+            records[split] = TfdsRecords(source, f"tfds:{name} {split}", full, len(class_names))
     if "train" not in records:
         raise UserError(
             f"data.source: tfds:{name} has no train split; it has {', '.join(builder.info.splits)}"

@@ -12,17 +12,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flaxcnn.data.augment import Augment, View, make_augment, read_views
+from flaxcnn.data.augment import (
+    Augment,
+    View,
+    find_stages,
+    make_augment,
+    policy_at,
+    read_views,
+)
 from flaxcnn.data.feeders import Resident, Streaming
 from flaxcnn.data.imbalance import Draws
 from flaxcnn.data.plans import EvalPlan, TrainPlan
 from flaxcnn.data.sources import Dataset, absolute_source
 from flaxcnn.data.splits import ArraySplit, Split
-from flaxcnn.tasks.task import Setting, Task
+from flaxcnn.tasks.task import Task
 from flaxcnn.training.config import Config
 from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.evaluate import Evaluator
-from flaxcnn.training.facts import Facts, count_classes, find_facts, reload_data
+from flaxcnn.training.facts import (
+    Facts,
+    count_classes,
+    find_facts,
+    make_setting,
+    reload_data,
+)
 from flaxcnn.training.momentum import judge_momentum
 from flaxcnn.training.optim import Lookahead, make_lookahead, make_optimizer
 from flaxcnn.training.parts import (
@@ -80,12 +93,7 @@ class Experiment:
     def task(self) -> Task:
         """Losses, metrics, predictions and their pictures."""
         seen = count_classes(self.draws)
-        setting = Setting(
-            self.dataset.class_names,
-            self.dataset.image_shape,
-            tuple(seen["train_images"]),
-            tuple(seen["train_draws"]),
-        )
+        setting = make_setting(self.dataset.class_names, self.dataset.image_shape, **seen)
         return make_task(self.config, setting)
 
     @cached_property
@@ -170,14 +178,22 @@ class Experiment:
             return Resident(split)
         return Streaming(split, self.config.run.workers)
 
-    def train_call(self, feeder: Resident | Streaming):
-        """Compiled: (state, arrays, items, lr_scale) -> (state, metrics)."""
+    def stage_at(self, step: int) -> int:
+        """The epoch since which training images have had the size that they have at `step`."""
+        epoch = step // self.plan.steps_per_epoch
+        return max(first for first in find_stages(self.config.data.augment) if first <= epoch)
+
+    def train_call(self, feeder: Resident | Streaming, epoch: int | None = None):
+        """Compiled: (state, arrays, items, lr_scale) -> (state, metrics).
+
+        Images have the size that they have in `epoch`; the last one unless it is given.
+        """
         step = TrainStep(
             self.model,
             self.task,
             self.tx,
             self.preprocess,
-            augment=self._make_augment(),
+            augment=self._make_augment(epoch),
             accumulate=self.config.optimizer.accumulate,
             ema_decay=self.config.optimizer.ema_decay,
             lookahead=self.lookahead,
@@ -185,13 +201,14 @@ class Experiment:
         )
         return self.parallel.compile_train(make_train_call(step, feeder.batch))
 
-    def _make_augment(self) -> Augment | None:
+    def _make_augment(self, epoch: int | None) -> Augment | None:
         data, shape = self.config.data, self.facts.image_shape
         if not data.augment:
             return None
+        policy = data.augment if epoch is None else policy_at(data.augment, epoch)
         classes = augment_labels(self.config, self.facts.class_names)
         steps, axis = self.plan.steps_per_epoch, self.parallel.axis_name
-        return make_augment(data.augment, shape, steps, axis, classes=classes)
+        return make_augment(policy, shape, steps, axis, classes=classes)
 
     def evaluator(self, split: Split, views: Sequence[View] = ()) -> Evaluator:
         """Exact evaluation on `split`."""

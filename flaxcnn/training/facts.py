@@ -1,6 +1,7 @@
 """What a run found out at its start, and what of it must still hold when it is resumed."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flaxcnn.data.augment import View, augmented_shape, viewed_shape
+from flaxcnn.data.augment import View, augmented_shape, find_stages, policy_at, viewed_shape
 from flaxcnn.data.imbalance import Draws
 from flaxcnn.data.normalization import find_normalization
 from flaxcnn.data.record import refuse
 from flaxcnn.data.sources import Dataset
+from flaxcnn.data.splits import knows_strata
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Setting, Task
 from flaxcnn.training.config import Config
@@ -75,12 +77,7 @@ class Facts:
     @property
     def setting(self) -> Setting:
         """What the run's task is made from."""
-        return Setting(
-            tuple(self.class_names),
-            tuple(self.image_shape),
-            tuple(self.train_images),
-            tuple(self.train_draws),
-        )
+        return make_setting(self.class_names, self.image_shape, self.train_images, self.train_draws)
 
 
 def find_facts(
@@ -104,14 +101,19 @@ def find_facts(
     batch = config.data.batch_size
     check_divisible("data.batch_size", batch, num_devices, config.optimizer.accumulate)
     check_divisible("data.eval_batch_size", config.data.eval_batch_size, num_devices)
-    seen = augmented_shape(config.data.augment, dataset.image_shape)
+    policy = config.data.augment
+    sizes = [
+        augmented_shape(policy_at(policy, epoch), dataset.image_shape)
+        for epoch in find_stages(policy)
+    ]
+    seen = max(sizes, key=math.prod)
     viewed = viewed_shape(views, dataset.image_shape)
     augment_labels(config, dataset.class_names)
     with record_momentum() as momenta:
         state = jax.eval_shape(
             lambda: make_state(model, optax.identity(), dataset.image_shape, seed=0)
         )
-    for field, shape in (("data.augment", seen), ("data.views", viewed)):
+    for field, shape in (*(("data.augment", size) for size in sizes), ("data.views", viewed)):
         if shape != dataset.image_shape:
             check_takes(model, state.variables, shape, field)
     images = jax.ShapeDtypeStruct((1, *seen), jnp.float32)
@@ -142,6 +144,20 @@ def find_facts(
         norm_momentum=max(momenta, default=0.0),
         data_version=dataset.version,
     )
+
+
+def make_setting(
+    class_names: Sequence[str],
+    image_shape: Sequence[int],
+    train_images: Sequence[int],
+    train_draws: Sequence[int],
+) -> Setting:
+    """What a task is made from, of facts."""
+    height, width, channels = image_shape
+    if len(train_images) != len(class_names):  # images of unknown classes are counted together
+        train_images = train_draws = ()
+    shape = height, width, channels
+    return Setting(tuple(class_names), shape, tuple(train_images), tuple(train_draws))
 
 
 def count_classes(draws: Draws) -> dict[str, Any]:
@@ -176,8 +192,10 @@ def reload_data(config: Config, facts: Facts, workdir: Workdir) -> Dataset:
         before, after = facts.examples.get(name, 0), len(dataset.splits.get(name, ()))
         if before != after:
             changes.append(f"{name} has {after} images, it had {before}")
-    counts = np.bincount(dataset.splits["train"].strata, minlength=len(facts.class_names))
-    for name, before, after in zip(facts.class_names, facts.train_images, counts, strict=False):
+    train, counted = dataset.splits["train"], facts.train_images
+    compared = len(counted) == len(facts.class_names) and knows_strata(train)
+    counts = np.bincount(train.strata, minlength=len(counted)) if compared else ()
+    for name, before, after in zip(facts.class_names, counted, counts, strict=False):
         if before != after and not changes:
             changes.append(f"train has {after} images of class {name!r}, it had {before}")
     if changes:

@@ -69,7 +69,6 @@ class Logger:
         )
         self._plan, self._step, self._shown = plan, first_step, ("loss", figure)
         self._epoch = _of_unfinished_epoch(rows, first_step // plan.steps_per_epoch)
-        self._compiled: set[int] = set()  # lengths of calls
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0  # of the calls that did not compile
 
     def __enter__(self) -> "Logger":
@@ -85,19 +84,18 @@ class Logger:
         self._events.close()
         self._file.close()
 
-    def log_train(self, row: Row, steps: int, seconds: float, waited: float) -> None:
+    def log_train(self, row: Row, steps: int, seconds: float | None, waited: float) -> None:
         """One call's means, `row`, over `steps`, which took `seconds`.
 
-        In `waited` of them the device had nothing to do until the next call's images came. The
-        first call of a length compiles: its time is in no rate. The means are None where all of the
-        steps were skipped (float16).
+        In `waited` of them the device had nothing to do until the next call's images came.
+        `seconds` is None for a call that compiled: its time is in no rate. The means are None where
+        all of the steps were skipped (float16).
         """
-        if steps in self._compiled:
+        if seconds is not None:
             self._waited += waited
             self._steps += steps
             self._seconds += seconds
             row = row | {"images_per_second": round(steps * self._plan.batch_size / seconds, 1)}
-        self._compiled.add(steps)
         self._step = row["step"]
         self._epoch.append((steps, row))
         loss = "" if row["loss"] is None else f"loss {row['loss']:.4f}"

@@ -1,6 +1,7 @@
 """The training loop: starts the run of a config in a folder, or resumes the one there."""
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -204,7 +205,9 @@ class Loop:
         self.experiment, self.history, self.state = experiment, history, state
         splits = experiment.dataset.splits
         self._feeder = experiment.feeder(splits["train"])
-        self._call = experiment.train_call(self._feeder)
+        # One program for each size of the training images.
+        self._program = functools.cache(functools.partial(experiment.train_call, self._feeder))
+        self._compiled: set[tuple[int, int]] = set()  # programs and lengths of calls
         self._evaluate: Callable | None = None
         if "validation" in splits:
             self._evaluate = experiment.evaluator(splits["validation"])
@@ -225,7 +228,9 @@ class Loop:
             for call in range(first_call, len(plan)):
                 started = time.perf_counter()
                 start, end = plan.first_step(call), plan.first_step(call + 1)
-                self.state, metrics = self._call(self.state, arrays, items, self._lr_scale())
+                program = self.experiment.stage_at(start)
+                advance = self._program(program)
+                self.state, metrics = advance(self.state, arrays, items, self._lr_scale())
                 computed = watch.submit(_finish_time, metrics)
                 if call + 1 < len(plan):
                     items = parallel.split(next(feed))
@@ -233,7 +238,9 @@ class Loop:
                 metrics = jax.device_get(metrics)
                 seconds = time.perf_counter() - started
                 waited = max(0.0, fed - computed.result())
-                self._log(logger, start, end, metrics, seconds, waited)
+                known = (program, end - start) in self._compiled
+                self._compiled.add((program, end - start))
+                self._log(logger, start, end, metrics, seconds if known else None, waited)
                 yield end
 
     def _lr_scale(self) -> float:
@@ -245,7 +252,7 @@ class Loop:
         start: int,
         end: int,
         metrics: dict[str, Any],
-        seconds: float,
+        seconds: float | None,
         waited: float,
     ) -> None:
         plan = self.experiment.plan

@@ -7,11 +7,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from flaxcnn.data.imbalance import Draws, by_label, make_draws, subsample
 from flaxcnn.data.record import Record
 from flaxcnn.data.sources import Dataset, load_dataset
+from flaxcnn.data.splits import knows_strata
 from flaxcnn.errors import UserError
 from flaxcnn.models._registry import create_model
 from flaxcnn.tasks.registry import find_task
@@ -117,10 +119,16 @@ def _resident_limit(data: DataConfig) -> int:
 
 
 def find_draws(config: Config, dataset: Dataset) -> Draws:
-    """How often an epoch shows each class of the training split."""
-    balance = config.data.balance
+    """How often an epoch shows each class of the training split.
+
+    Where labels would have to be read and nothing goes by them, all images count as of one class.
+    """
+    balance, train = config.data.balance, dataset.splits["train"]
+    by_class = balance.sampler != "natural" or balance.expand or config.loss.class_weights != "none"
+    if not by_class and not knows_strata(train):
+        return make_draws(np.zeros(len(train), np.int32), ())
     return make_draws(
-        dataset.splits["train"].strata,
+        train.strata,
         dataset.class_names,
         sampler=balance.sampler,
         repeat_threshold=balance.repeat_threshold,

@@ -264,6 +264,9 @@ def test_a_streamed_split_is_read_without_decoding(monkeypatch):
     train[3]["image"] = train[3]["image"][:200]
     with pytest.raises(UserError, match="^tfds:fake train: image 3 is damaged"):
         split.load(np.array([3]))
+    train[4]["label"] = 2
+    with pytest.raises(UserError, match="the label of image 4 is 2, outside 0..1"):
+        split.load(np.array([4]))
 
 
 def test_labels_that_are_words(monkeypatch):

@@ -8,6 +8,7 @@ chance; `operations` and `policies` draw its amounts; `mixing` is about pairs of
 
 from flaxcnn.data.augment.mixing import Mixed, for_targets
 from flaxcnn.data.augment.pipeline import Augment, augmented_shape, make_augment, read_policy
+from flaxcnn.data.augment.progressive import find_stages, policy_at
 from flaxcnn.data.augment.settings import freeze_policy
 from flaxcnn.data.augment.views import View, average_over, read_views, viewed_shape
 
@@ -17,9 +18,11 @@ __all__ = [
     "View",
     "augmented_shape",
     "average_over",
+    "find_stages",
     "for_targets",
     "freeze_policy",
     "make_augment",
+    "policy_at",
     "read_policy",
     "read_views",
     "viewed_shape",

@@ -19,6 +19,7 @@ from flaxcnn.data.augment.kinds import Change, Operation, Warp, with_probability
 from flaxcnn.data.augment.mixing import Mix, cutmix, mix_batch, mixup
 from flaxcnn.data.augment.operations import OPERATIONS
 from flaxcnn.data.augment.policies import autoaugment, randaugment, trivialaugment
+from flaxcnn.data.augment.progressive import progressive_resize
 from flaxcnn.data.augment.settings import call_maker, freeze_policy, split_entry
 from flaxcnn.data.geometry import Size
 from flaxcnn.data.rounding import product
@@ -45,6 +46,7 @@ MAKERS: dict[str, Callable[..., Operation | Mix | AlternatingFlip]] = {
     "trivialaugment": trivialaugment,
     "autoaugment": autoaugment,
     "alternating_flip": AlternatingFlip,
+    "progressive_resize": progressive_resize,
     "mixup": mixup,
     "cutmix": cutmix,
 }

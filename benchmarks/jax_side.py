@@ -179,13 +179,16 @@ def make_train_step(model: nn.Module, tx: optax.GradientTransformation) -> Calla
     return train_step
 
 
-def prepare_training(network: Network, batch: int, library: str, scan: bool):
+def prepare_training(
+    network: Network, batch: int, library: str, scan: bool, dtype: Any = jnp.float32
+):
     """Compiles the training step; returns `run(steps) -> loss` and what is known of the step.
 
-    With `scan` a call makes `SCAN_STEPS` steps, each on a batch of its own.
+    With `scan` a call makes `SCAN_STEPS` steps, each on a batch of its own. `dtype` is that of the
+    computation.
     """
     tx = optax.sgd(1e-3, momentum=0.9)
-    train_step = make_train_step(make_model(network, library), tx)
+    train_step = make_train_step(make_model(network, library, dtype), tx)
 
     def train_steps(state, examples):
         state, losses = lax.scan(train_step, state, examples)

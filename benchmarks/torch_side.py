@@ -91,24 +91,34 @@ def make_model(network: Network) -> nn.Module:
     return torch.fx.symbolic_trace(TorchNetwork(network))
 
 
-def prepare_training(network: Network, batch: int, channels_last: bool, compiled: bool):
-    """Makes the training step; returns `run(steps) -> loss` and what is known of the step."""
+def prepare_training(
+    network: Network, batch: int, channels_last: bool, compiled: bool, device: str = "cpu"
+):
+    """Makes the training step; returns `run(steps) -> loss` and what is known of the step.
+
+    On "cuda" it computes in bfloat16 under autocast.
+    """
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = make_model(network).train().to(memory_format=layout)
+    model = make_model(network).train().to(device, memory_format=layout)
     params = sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, fused=True)
     height, width, channels = network.input_shape
-    images = torch.randn(batch, channels, height, width).to(memory_format=layout)
-    labels = torch.randint(network.num_classes, (batch,))
+    images = torch.randn(batch, channels, height, width).to(device, memory_format=layout)
+    labels = torch.randint(network.num_classes, (batch,)).to(device)
     forward = torch.compile(model) if compiled else model
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    torch.backends.cudnn.benchmark = True  # on CPU nothing
 
     def run(steps: int) -> float:
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(forward(images), labels)
+            with autocast:
+                loss = F.cross_entropy(forward(images), labels)
             loss.backward()
             optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return float(loss.detach())
 
     known = {"params": params, "unit": 1, "compile_seconds": 0.0}

@@ -24,11 +24,13 @@ import platform
 import shutil
 import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import gpu
 from networks import NETWORKS
 
 from flaxcnn.memory import keep_freed_memory
@@ -287,12 +289,17 @@ def _show(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
 
 
-def describe_machine(threads: int) -> dict[str, object]:
-    """Tells what the numbers depend on: processor, threads, versions, flags, date."""
+def find_versions() -> dict[str, str]:
+    """The versions of the packages that are measured."""
     versions = {}
     for package in ("flaxcnn", "jax", "jaxlib", "flax", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def describe_machine(threads: int) -> dict[str, object]:
+    """Tells what the numbers depend on: processor, threads, versions, flags, date."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -303,7 +310,7 @@ def describe_machine(threads: int) -> dict[str, object]:
         "threads": threads,
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": find_versions(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
 
@@ -311,6 +318,12 @@ def describe_machine(threads: int) -> dict[str, object]:
 def parse_flags() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "gpu"),
+        default="cpu",
+        help="gpu: see gpu.py; writes docs/gpu.md",
+    )
     parser.add_argument("--models", default="all", help="names with commas, or all (default)")
     parser.add_argument("--batch", type=int, help="images per step (default: the network's own)")
     parser.add_argument("--repeats", type=int, default=15, help="rounds (default 15)")
@@ -321,6 +334,11 @@ def parse_flags() -> argparse.Namespace:
         "--torch-compile", type=float, default=300, help="the same for torch.compile; 0: not tried"
     )
     parser.add_argument("--json", type=Path, help="file for the results, written after each model")
+    gpu_only = parser.add_argument_group("with --device gpu")
+    gpu_only.add_argument("--seconds", type=float, default=470, help="of all (default 470)")
+    gpu_only.add_argument("--network-seconds", type=float, default=78, help="of a network's sides")
+    gpu_only.add_argument("--cache", default=".cache/gpu", help="compiled programs, autotuning")
+    gpu_only.add_argument("--output", type=Path, default=gpu.DOCUMENT, help="the document")
     args = parser.parse_args()
     args.models = list(NETWORKS) if args.models == "all" else args.models.split(",")
     if unknown := set(args.models) - set(NETWORKS):
@@ -333,6 +351,8 @@ def parse_flags() -> argparse.Namespace:
 def main() -> None:
     """Measures the networks asked for, one after the other."""
     args = parse_flags()
+    if args.device == "gpu":
+        sys.exit(gpu.main(args))
     os.environ["NPROC"] = str(args.threads)  # XLA's threads, in every side
     # Said when a compiler that took too long is killed; nothing is left behind.
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"

@@ -51,7 +51,12 @@ POLICIES = {
         ("cutout", 6),
     ],
     "policies": [("randaugment", 1, 9), ("trivialaugment",), ("autoaugment", "cifar10")],
-    "resize": [("progressive_resize", ((0, 14, 12),)), ("resize", 12, 10), ("crop", 3)],
+    "resize": [
+        ("progressive_resize", ((0, 14, 12),)),
+        ("resize", 12, 10),
+        ("crop", 3),
+        ("mixup_or_cutmix",),
+    ],
 }
 
 

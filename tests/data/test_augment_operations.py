@@ -211,6 +211,18 @@ def test_mixup_is_the_average_with_the_next_example():
     assert share.min() < 0.2 and share.max() > 0.8  # Beta(1, 1) is uniform
 
 
+def test_mixup_or_cutmix_is_one_of_them_for_each_pair():
+    images = np.zeros((64, *SHAPE), np.uint8)
+    images[::2] = 255  # so that white and black alternate
+    augment = jax.jit(make_augment([("mixup_or_cutmix", 5.0, 1.0)], SHAPE, 2))
+    mixed, both = augment(jax.random.key(0), 0, images, np.arange(64))
+    white = np.where(np.arange(64) % 2 == 0, both.share, 1 - both.share)
+    np.testing.assert_allclose(mixed.mean((1, 2, 3)), white, atol=1e-5)
+    averaged = np.asarray(mixed.std((1, 2, 3)) < 1e-6) & (white > 0.01) & (white < 0.99)
+    cut = np.asarray(((mixed == 0) | (mixed == 1)).all((1, 2, 3)))
+    assert (averaged ^ cut).all() and 16 < averaged.sum() < 48
+
+
 def test_cutmix_shares_labels_by_pixels():
     images, labels = make_batch(64)
     mixed, both = jax.jit(make_augment([("cutmix",)], SHAPE, 2))(

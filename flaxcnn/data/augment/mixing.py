@@ -76,6 +76,21 @@ def cutmix(alpha: float = 1.0) -> Mix:
     return Mix(apply)
 
 
+def mixup_or_cutmix(mixup_alpha: float = 0.1, cutmix_alpha: float = 1.0) -> Mix:
+    """`mixup` of every other pair on average, `cutmix` of the rest (Wightman 2021: by batch)."""
+    check_number("mixup_alpha", mixup_alpha, 0.01, 100)
+    check_number("cutmix_alpha", cutmix_alpha, 0.01, 100)
+    mixes = mixup(mixup_alpha), cutmix(cutmix_alpha)
+
+    def apply(key: Array, image: Array, other: Array) -> tuple[Array, Array]:
+        choice, key = jax.random.split(key)
+        first, second = (mix.apply(key, image, other) for mix in mixes)
+        chosen = jax.random.bernoulli(choice)
+        return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), first, second)
+
+    return Mix(apply)
+
+
 def _inside(centre: Array, half: Array, size: int) -> Array:
     pixels = jnp.arange(size)
     return (pixels >= jnp.round(centre - half)) & (pixels < jnp.round(centre + half))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from flaxcnn.data import geometry
 from flaxcnn.data.augment.kinds import Change, Operation, Warp, with_probability
-from flaxcnn.data.augment.mixing import Mix, cutmix, mix_batch, mixup
+from flaxcnn.data.augment.mixing import Mix, cutmix, mix_batch, mixup, mixup_or_cutmix
 from flaxcnn.data.augment.operations import OPERATIONS
 from flaxcnn.data.augment.policies import autoaugment, randaugment, trivialaugment
 from flaxcnn.data.augment.progressive import progressive_resize
@@ -49,6 +49,7 @@ MAKERS: dict[str, Callable[..., Operation | Mix | AlternatingFlip]] = {
     "progressive_resize": progressive_resize,
     "mixup": mixup,
     "cutmix": cutmix,
+    "mixup_or_cutmix": mixup_or_cutmix,
 }
 
 

@@ -1,10 +1,12 @@
 """Training images that grow: which size a step sees follows from its number alone."""
 
+import jax
 import pytest
 
 from flaxcnn.data.augment import find_stages, policy_at, read_policy
 from flaxcnn.errors import UserError
 from flaxcnn.training import Config, DataConfig, ModelConfig, train
+from flaxcnn.training.experiment import make_experiment
 from flaxcnn.training.logger import read_rows
 from flaxcnn.training.step import TrainStep
 from flaxcnn.training.workdir import Workdir
@@ -38,26 +40,47 @@ def test_wrong_stages_are_named(stages, wrong):
         read_policy([("progressive_resize", stages)])
 
 
-def test_a_run_grows_resumes_and_is_evaluated_at_its_own_size(tmp_path, monkeypatch):
+@pytest.fixture
+def shapes(monkeypatch) -> list[tuple[int, ...]]:
+    """Of the images of each training step that is traced."""
     monkeypatch.setattr("flaxcnn.training.report._draw", lambda *arguments: None)
-    shapes, traced = [], TrainStep._gradients
+    found, traced = [], TrainStep._gradients
 
     def note(self, state, batch):
-        shapes.append(batch[0].shape[1:])
+        found.append(batch[0].shape[1:])
         return traced(self, state, batch)
 
     monkeypatch.setattr(TrainStep, "_gradients", note)
-    config = Config(
+    return found
+
+
+def make_config() -> Config:
+    return Config(
         model=ModelConfig("digits_cnn", kwargs=SMALL),
         data=DataConfig("digits", batch_size=256, augment=GROWING[1:2], eval_batch_size=360),
         epochs=3,
         steps_per_call=5,
     )
+
+
+def test_the_size_follows_from_the_step(shapes, tmp_path):
+    experiment = make_experiment(make_config(), Workdir(tmp_path))
+    assert [experiment.stage_at(step) for step in (0, 4, 9, 10, 14)] == [0, 0, 0, 2, 2]
+    feeder = experiment.feeder(experiment.dataset.splits["train"])
+    items = next(feeder.feed(experiment.plan))
+    for epoch, shape in ((0, (4, 4, 1)), (2, (6, 8, 1)), (None, (6, 8, 1))):
+        shapes.clear()
+        call = experiment.train_call(feeder, epoch)
+        jax.eval_shape(call, experiment.abstract_state(), feeder.arrays, items, 1.0)
+        assert set(shapes) == {shape}
+    assert experiment.facts.image_shape == [8, 8, 1]  # of tests
+
+
+@pytest.mark.slow
+def test_a_run_grows_resumes_and_is_evaluated_at_its_own_size(shapes, tmp_path):
+    config = make_config()
     whole = train(config, tmp_path / "whole")
-    # 20 steps of an epoch would be 4 calls: shapes are noted when a program is traced.
     assert list(dict.fromkeys(shapes)) == [(4, 4, 1), (6, 8, 1)]
-    facts = Workdir(tmp_path / "whole").read("run")
-    assert facts["image_shape"] == [8, 8, 1]
     rows = read_rows(Workdir(tmp_path / "whole"))
     timed = ["images_per_second" in row for row in rows if row["split"] == "train"]
     assert timed == [False, True, False]  # the first call of each size compiles

@@ -45,6 +45,7 @@ OWNERS = {
     "grain": {"data/feeders.py"},
     "etils": {"training/mirror.py"},
     "h5py": {"weights/formats/keras.py"},
+    "huggingface_hub": {"weights/hub.py"},
 }
 
 

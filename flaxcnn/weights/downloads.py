@@ -145,7 +145,7 @@ def _continue(remote: Remote, part: Path, start: int) -> None:
         with open(part, "r+b") as out, bar:
             out.truncate(start)
             out.seek(start)
-            while piece := response.read(_PIECE):
+            while piece := response.read1(_PIECE):  # what has come: `read` loses it in an error
                 out.write(piece)
                 out.flush()
                 bar.update(len(piece))

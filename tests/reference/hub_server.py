@@ -11,6 +11,7 @@ import http.server
 import json
 import re
 import threading
+import time
 import urllib.parse
 
 LARGE = 1000  # bytes from which on a file is in LFS, as safetensors always are
@@ -178,6 +179,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(206 if "Content-Range" in headers else 200, headers, rest, end - start)
         self.close_connection = True
         if self.hub.cut == "reset":
+            time.sleep(0.02)  # a client that has not read yet loses what it has been sent
             self.connection.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER 0: RST
             self.connection.close()
         return None

@@ -21,7 +21,12 @@ from flaxcnn.training.config_help import describe_fields, format_rows, format_va
 
 def run(args: argparse.Namespace) -> int:
     """Prints the choices."""
-    print(list_choices(args.words, verbose=args.verbose))
+    if args.licence and not args.pretrained:
+        raise UserError("--licence is of pretrained weights: list --pretrained --licence NAME")
+    if args.pretrained:
+        print(list_pretrained(args.words, args.licence or "", verbose=args.verbose))
+    else:
+        print(list_choices(args.words, verbose=args.verbose))
     return DONE
 
 
@@ -34,6 +39,50 @@ def list_choices(words: Sequence[str], *, verbose: bool = False) -> str:
     if len(rest) > 1:
         raise UserError(f"{rest[0]} is no kind of choice; these are: {', '.join(KINDS)}")
     return KINDS[kind](rest[0] if rest else "*", verbose)
+
+
+def list_pretrained(words: Sequence[str], licence: str = "", *, verbose: bool = False) -> str:
+    """What `flaxcnn list --pretrained [PATTERN] [--licence NAME]` prints.
+
+    Sizes with ~ are those of the parameters in float32. Raises UserError if nothing matches.
+    """
+    from flaxcnn.models._registry import variant
+    from flaxcnn.weights.catalogue import find_entry, list_entries
+
+    if len(words) > 1:
+        raise UserError(f"{words[1]}: pretrained weights are listed by one pattern")
+    entries = list_entries(words[0] if words else "", licence)
+    if not entries:
+        found = list_entries(words[0]) or [find_entry(words[0])]
+        theirs = sorted({entry.licence or "unknown" for entry in found})
+        raise UserError(f"{words[0]} has no {licence} weights: {', '.join(theirs)}")
+    rows = [("name", "source", "size", "licence", "top-1", "preprocessing")]
+    for entry in entries:
+        known = variant(entry.model)
+        size = f"{entry.size / 1e6:.1f}"
+        if not entry.size:
+            size = f"~{4 * (known.params + known.statistics) / 1e6:.0f}"
+        top1 = f"{entry.top1:.2f}" if entry.top1 else "?"
+        licensed = entry.licence or "?"
+        name = f"{entry.full_name}" + (f" {entry.source}" if verbose else "")
+        rows.append((name, entry.layout, f"{size} MB", licensed, top1, _preprocessing(entry)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def _preprocessing(entry: Any) -> str:
+    """In a few words, for evaluation: size, share of the crop, interpolation, normalisation."""
+    p = entry.preprocessing
+    side = p.get("test_input_size", p["input_size"])[1]
+    words = [str(side)]
+    if "crop_pct" in p:
+        words.append(f"crop {p.get('test_crop_pct', p['crop_pct']):.3g}")
+    words += [p["interpolation"]] if "interpolation" in p else []
+    mean, std = p["mean"][0], p["std"][0]
+    names = {(0.485, 0.229): "ImageNet's mean and std", (0.5, 0.5): "-1..1"}
+    words.append(names.get((mean, std), "BGR less its mean" if "channels" in p else ""))
+    return ", ".join(filter(None, words))
 
 
 def _choose(names: Iterable[str], pattern: str, what: str) -> list[str]:

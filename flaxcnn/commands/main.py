@@ -46,6 +46,14 @@ def _add_looking(commands: Any) -> None:
         'configs; a part of a name, or a shell pattern such as "mnist*"',
     )
     command.add_argument("--verbose", action="store_true", help="models: sizes, inputs and sources")
+    command.add_argument(
+        "--pretrained", action="store_true", help="pretrained weights instead of networks"
+    )
+    command.add_argument(
+        "--licence",
+        metavar="NAME",
+        help="--pretrained: those with this licence, or permissive: for any use",
+    )
 
     visualize = commands.add_parser("visualize", help="Pictures of what cannot be seen otherwise.")
     kinds = visualize.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -62,7 +70,7 @@ def _add_looking(commands: Any) -> None:
 
 
 def _add_runs(commands: Any) -> None:
-    """What a run is for, and several of them: evaluate, predict, study."""
+    """What a run is for, and several of them: evaluate, predict, push, study."""
     command = _add(
         commands, "evaluate", "Metrics of a run's checkpoint on a split of its data set."
     )
@@ -102,6 +110,17 @@ def _add_runs(commands: Any) -> None:
         help="how images reach the run's size (default: as the config says)",
     )
     command.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
+
+    command = _add(
+        commands, "push", "A finished run's weights to a repository of the Hugging Face hub."
+    )
+    command.add_argument("workdir", metavar="RUN", help="folder of a finished run")
+    command.add_argument("repository", metavar="USER/REPOSITORY", help="made if it does not exist")
+    command.add_argument("--checkpoint", default="best", choices=("best", "last"))
+    command.add_argument(
+        "--licence", default="", metavar="NAME", help="of the weights: mit, apache-2.0, ..."
+    )
+    command.add_argument("--private", action="store_true", help="if it is made: only for its owner")
 
     command = _add(
         commands, "study", "Trains every case of a study with every seed, and writes its report."

@@ -60,8 +60,8 @@ Trains a network. The same command again resumes the run in the workdir, to the 
   CONFIG           name of a config that comes with flaxcnn, or a Python file whose get_config()
                    returns a Config (default: {DEFAULT_CONFIG}); also as --config CONFIG
   --workdir DIR    folder of the run (default: runs/<name of the config>)
-  --mirror PATH    folder or gs://... to which each checkpoint is copied in the background, and from
-                   which the same command resumes on another machine (run.mirror)
+  --mirror PATH    folder, gs://... or hf://USER/REPO to which each checkpoint is copied in the
+                   background, and from which the same command resumes elsewhere (run.mirror)
   --budget TIME    "90s", "80m" or "11h": saves and ends (status 75) before it is over (run.budget)
   --extend N       N more epochs for a run that is finished, at its final learning rate
   --config.FIELD=VALUE

@@ -150,7 +150,7 @@ class RunConfig:
     keep_best: int = 1  # and the best by `monitor`
     keep_every: int = 0  # and the first after each so many steps; 0: after each fifth of the run
     workers: int = 2  # processes that load images for the streaming feeder; 0: none
-    mirror: str = ""  # folder or gs://... to which each checkpoint is copied; "": none
+    mirror: str = ""  # folder, gs://... or hf://... to which each checkpoint is copied; "": none
     budget: str = ""  # "90s", "80m" or "11h", within which the run saves and ends; "": no end
 
 

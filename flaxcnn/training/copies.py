@@ -25,7 +25,7 @@ from flaxcnn.training.sessions import read_sessions
 from flaxcnn.training.workdir import Workdir
 
 CHECKPOINT = "checkpoint/"
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _RUN = ("config.json", "splits.json", "environment.json", "metrics.jsonl", "run.json")
 _NAME = re.compile(r"(result-)?\d{1,18}", re.ASCII)  # of a copy
 _PIECE = 2**22  # bytes
@@ -90,7 +90,7 @@ class Copies:
     def read_manifest(self, name: str) -> Copy | None:
         """None where it is missing (it was not finished, or the listing is stale) or torn."""
         try:
-            content = json.loads(b"".join(self._storage.read(f"{name}/{_MANIFEST}")))
+            content = json.loads(b"".join(self._storage.read(f"{name}/{MANIFEST}")))
             files = dict(content["files"])
             copy = Copy(name, str(content["run"]), int(content["step"]), files)
             sound = copy.step == order(name)[0] and all(map(_is_inside, files))
@@ -115,9 +115,9 @@ class Copies:
             if self._hash(self._storage.read(f"{name}/{file}")) != hashes[file]:
                 raise OSError(f"{name}/{file} does not read as it was written")
         manifest = {"version": 1, "run": run, "step": order(name)[0], "files": hashes}
-        self._storage.write(f"{name}/{_MANIFEST}", [json.dumps(manifest, indent=1).encode()])
+        self._storage.write(f"{name}/{MANIFEST}", [json.dumps(manifest, indent=1).encode()])
         if self.read_manifest(name) is None:
-            raise OSError(f"{name}/{_MANIFEST} does not read as it was written")
+            raise OSError(f"{name}/{MANIFEST} does not read as it was written")
         return True
 
     def download(self, copy: Copy, files: Sequence[str], into: Path) -> None:
@@ -134,7 +134,7 @@ class Copies:
 
     def remove(self, name: str) -> None:
         """Removes a copy, its manifest first: what is left of it then counts for nothing."""
-        self._storage.remove(f"{name}/{_MANIFEST}")
+        self._storage.remove(f"{name}/{MANIFEST}")
         self._storage.remove(name)
 
     def _hash(self, pieces: Iterable[bytes]) -> str:

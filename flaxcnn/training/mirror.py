@@ -1,8 +1,9 @@
 """The mirror of a run, where its checkpoints outlive the machine: `flaxcnn train --mirror WHERE`.
 
-The one file that knows about remote file systems. What is new is copied in the background, and what
-fails is tried again with the next checkpoint: training waits for nothing of it. `copies.py` says
-what a copy is, `restore.py` how a run starts from one.
+The one file that knows about remote file systems, but for the Hugging Face hub (weights/hub.py).
+What is new is copied in the background, and what fails is tried again with the next checkpoint:
+training waits for nothing of it. `copies.py` says what a copy is, `restore.py` how a run starts
+from one.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -23,6 +25,7 @@ from flaxcnn.training.config import Config
 from flaxcnn.training.copies import Copies
 from flaxcnn.training.restore import reason, refuse_other, restore
 from flaxcnn.training.workdir import Workdir
+from flaxcnn.weights import hub
 
 PAUSE = 1.0  # seconds between the tries at the end, when no other checkpoint comes
 STALLED = 120.0  # seconds without any progress after which nobody waits for a copy any longer
@@ -38,7 +41,7 @@ class PathStorage:
     def __init__(self, where: str):
         scheme = re.match(r"([a-z][a-z0-9+.-]+)://", where)
         if scheme and scheme[1] not in _REMOTE:
-            schemes = ", ".join(f"{name}://" for name in _REMOTE)
+            schemes = ", ".join(f"{name}://" for name in (*_REMOTE, "hf"))
             raise UserError(f"--mirror {where}: must be a folder or begin with {schemes}")
         if where.startswith(_DRIVE) and not os.path.ismount(_DRIVE):
             raise UserError(
@@ -77,6 +80,61 @@ class PathStorage:
             (target.rmtree if target.is_dir() else target.unlink)()
 
 
+class HubStorage:
+    """A repository of the Hugging Face hub; see `copies.Storage`.
+
+    A copy is one commit, made with its manifest, which is written last. The hub keeps what is
+    removed in its history.
+    """
+
+    checks_itself = True
+
+    def __init__(self, where: str):
+        repository = hub.Repository.parse(where)
+        if repository.revision != "main":
+            raise UserError(f"--mirror {where}: must be hf://USER/REPOSITORY, without a revision")
+        self._name, self._made = repository.name, False
+        self._staged: dict[str, Path] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def names(self, path: str = "") -> list[str]:
+        """What there is in a folder; nothing if it is missing."""
+        if not self._made:  # what may not be read is not told from what is not there
+            hub.create(self._name, private=True)
+            self._made = True
+        return hub.list_folder(self._name, path)
+
+    def read(self, path: str) -> Iterator[bytes]:
+        """The content of a file, in pieces. Raises FileNotFoundError."""
+        return hub.stream(self._name, path)
+
+    def write(self, path: str, pieces: Iterable[bytes]) -> None:
+        """Keeps the file until the manifest comes, and commits all that it names with it."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory()
+        target = Path(self._folder.name) / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+        self._staged[path] = target
+        name, _, file_name = path.rpartition("/")
+        if file_name != copies.MANIFEST:
+            return
+        files = {path: file for path, file in self._staged.items() if path.startswith(f"{name}/")}
+        try:
+            hub.push(self._name, files, f"copy {name} of a run")
+        finally:
+            self._folder.cleanup()
+            self._folder, self._staged = None, {}
+
+    def remove(self, path: str) -> None:
+        """Removes a folder with all in it, if it is there; its manifest goes with it."""
+        name = path.rpartition("/")[2]
+        if name != copies.MANIFEST and self.names(path):
+            hub.push(self._name, {}, f"copy {name} is no longer kept", remove=[f"{path}/"])
+
+
 class Mirror:
     """The copies in `where` of the run in `folder`; without `where` it does nothing.
 
@@ -86,7 +144,8 @@ class Mirror:
 
     def __init__(self, where: str, folder: Workdir, storage: copies.Storage | None = None):
         self._where, self._folder = where, folder
-        self._copies = Copies(storage or PathStorage(where)) if where else None
+        kind = HubStorage if where.startswith(hub.SCHEME) else PathStorage
+        self._copies = Copies(storage or kind(where)) if where else None
         self._staging = folder.path / ".mirror"
         self._done: set[str] = set()  # copies that this process has made, or found the same
         self._changed = threading.Condition()

@@ -85,13 +85,27 @@ def list_entries(pattern: str = "", licence: str = "") -> list[Entry]:
     ]
 
 
+def timm_name(model: str) -> str:
+    """What timm calls the network that we call `model`; "" if it does not have it."""
+    return _read_table()["timm"].get(model, "")
+
+
+def model_of_timm(architecture: str) -> str:
+    """Our name of the network that timm calls `architecture`; "" if we do not have it."""
+    names = _read_table()["timm"]
+    return next((ours for ours, theirs in names.items() if theirs == architecture), "")
+
+
 @functools.cache
 def _read() -> list[Entry]:
     """The entries; each names a preprocessing, which is written down once, and its input sizes."""
-    text = resources.files("flaxcnn.weights").joinpath("catalogue.json").read_text()
-    table = json.loads(text)
     entries = []
-    for row in table["entries"]:
-        preprocessing = row.pop("input") | table["preprocessing"][row.pop("preprocessing")]
+    for row in map(dict, _read_table()["entries"]):
+        preprocessing = row.pop("input") | _read_table()["preprocessing"][row.pop("preprocessing")]
         entries.append(Entry(**row, preprocessing=preprocessing))
     return entries
+
+
+@functools.cache
+def _read_table() -> dict[str, Any]:
+    return json.loads(resources.files("flaxcnn.weights").joinpath("catalogue.json").read_text())

@@ -90,7 +90,8 @@ def convert(
     """Turns another library's weights into variables of the named network.
 
     `tensors` are arrays by the other library's names, `layout` is "torchvision", "timm", "keras",
-    "caffe" or "tflite" (`find_layout`); `kwargs` go to `create_model`. Returns {"params": ...,
+    "caffe" or "tflite" (`find_layout`), or "flaxcnn", which every network has: our own paths, as
+    "params/stem/kernel". `kwargs` go to `create_model`. Returns {"params": ...,
     "batch_stats": ...} of float32 arrays.
 
     Arrays may be NumPy's, JAX's or PyTorch's, in half precision too, `tensors` a whole checkpoint
@@ -166,6 +167,9 @@ def list_sources(name: str, model: nn.Module, layout: str) -> dict[Path, Source]
 
     Raises UserError if the network has no such layout.
     """
+    if layout == "flaxcnn":
+        leaves = _trace_shapes(model, variant(name).input_shape)
+        return {path: Source("/".join(path), None, shape) for path, shape in leaves.items()}
     layouts = list_layouts(model)
     if layout not in layouts:
         known = ", ".join(layouts) or "none"

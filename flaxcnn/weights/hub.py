@@ -212,6 +212,8 @@ def _fetch_url(source: str, sha256: str) -> Path:
 def _client() -> Any:
     """The library; what it reads of the environment when it is imported, it reads now."""
     import huggingface_hub
+    import huggingface_hub.errors
+    import huggingface_hub.utils
 
     return huggingface_hub
 
@@ -264,32 +266,32 @@ def _ask(repository: Repository, what: str, call: Callable[[], _T]) -> _T:
     raise AssertionError("unreachable")
 
 
+def create(repository: str, *, private: bool = False) -> None:
+    """Makes a repository, if it does not exist. Raises UserError where that is not allowed."""
+    found = Repository.parse(f"{SCHEME}{repository}")
+    if is_offline():
+        raise UserError(f"{found} cannot be written: HF_HUB_OFFLINE is set")
+    api = _client().HfApi(endpoint=_endpoint())
+    _ask(found, str(found), lambda: api.create_repo(found.name, private=private, exist_ok=True))
+
+
 def push(
-    repository: str,
-    files: Mapping[str, Path | bytes],
-    message: str,
-    *,
-    private: bool = False,
-    remove: Sequence[str] = (),
+    repository: str, files: Mapping[str, Path | bytes], message: str, remove: Sequence[str] = ()
 ) -> str:
     """Writes files, by path in the repository, and removes others (folders end in /): one commit.
 
-    The repository is made if it does not exist. Returns the commit's page. Raises UserError.
+    Returns the commit's page. Raises UserError.
     """
     hub, found = _client(), Repository.parse(f"{SCHEME}{repository}")
-    if is_offline():
-        raise UserError(f"{found} cannot be written: HF_HUB_OFFLINE is set")
     api = hub.HfApi(endpoint=_endpoint())
-    operations = [
-        hub.CommitOperationAdd(path, str(file) if isinstance(file, Path) else file)
-        for path, file in files.items()
-    ]
-    operations += [hub.CommitOperationDelete(path) for path in remove]
 
     def commit() -> str:
-        api.create_repo(found.name, private=private, exist_ok=True)
-        done = api.create_commit(found.name, operations, commit_message=message)
-        return done.commit_url
+        operations = [
+            hub.CommitOperationAdd(path, str(file) if isinstance(file, Path) else file)
+            for path, file in files.items()
+        ]
+        operations += [hub.CommitOperationDelete(path) for path in remove]
+        return api.create_commit(found.name, operations, commit_message=message).commit_url
 
     return _ask(found, str(found), commit)
 
@@ -298,11 +300,15 @@ def list_folder(repository: str, path: str = "") -> list[str]:
     """Names of the files and folders in a folder of a repository; none where it is missing."""
     hub, found = _client(), Repository.parse(f"{SCHEME}{repository}")
     api = hub.HfApi(endpoint=_endpoint())
-    try:
-        tree = list(api.list_repo_tree(found.name, path or None))
-    except (hub.errors.RepositoryNotFoundError, hub.errors.EntryNotFoundError):
-        return []
-    return [entry.path.rpartition("/")[2] for entry in tree]
+
+    def find() -> list[str]:
+        try:
+            entries = list(api.list_repo_tree(found.name, path or None))
+        except hub.errors.EntryNotFoundError:
+            return []
+        return [entry.path.rpartition("/")[2] for entry in entries]
+
+    return _ask(found, str(found), find)
 
 
 def stream(repository: str, file: str) -> Iterator[bytes]:
@@ -314,7 +320,7 @@ def stream(repository: str, file: str) -> Iterator[bytes]:
     url = hub.hf_hub_url(found.name, file, endpoint=_endpoint())
     try:
         size = hub.get_hf_file_metadata(url, timeout=downloads.TIMEOUT).size
-    except (hub.errors.RepositoryNotFoundError, hub.errors.EntryNotFoundError) as error:
+    except hub.errors.EntryNotFoundError as error:
         raise FileNotFoundError(f"{found}/{file}") from error
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "part"

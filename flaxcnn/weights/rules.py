@@ -152,6 +152,8 @@ CONVENTIONS = {
         norm_leaves={"scale": "scale", "bias": "bias", "mean": "mean", "var": "variance"},
         kernels={4: OHWI, 2: DENSE_OHWI},
     ),
+    # Our own names and layout, as "params/stem/kernel".
+    "flaxcnn": Convention(separator="/", leaves={}, norm_leaves={}, kernels={}),
 }
 
 

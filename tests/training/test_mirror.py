@@ -518,7 +518,7 @@ def test_a_restore_that_is_killed_is_done_again(tmp_path, monkeypatch, cut):
 @pytest.mark.parametrize(
     ("where", "line"),
     [
-        ("ftp://host/x", "must be a folder or begin with gs://, s3://, az://"),
+        ("ftp://host/x", "must be a folder or begin with gs://, s3://, az://, hf://"),
         ("/content/drive/MyDrive/x", "Google Drive is not mounted"),
         ("{tmp}/run/mirror", "lie in one another"),
         ("{tmp}", "lie in one another"),

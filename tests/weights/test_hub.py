@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hub_server
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 from flaxcnn.errors import UserError

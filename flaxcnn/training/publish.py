@@ -31,8 +31,9 @@ def make_files(run: TrainedRun, repository: str, licence: str = "") -> dict[str,
     own = {key: kwargs[key] for key in kwargs.keys() - _TRAINING_ONLY - {"num_classes"}}
     architecture = "" if own or run.config.task.name != "classification" else timm_name(name)
     layout = "timm" if architecture else "flaxcnn"
-    tensors = export(name, run.variables, layout, **{**kwargs, "num_classes": classes})
-    height, width, channels = run.facts.image_shape
+    height, width, channels = shape = tuple(run.facts.image_shape)
+    arguments = {**kwargs, "num_classes": classes}
+    tensors = export(name, run.variables, layout, input_shape=shape, **arguments)
     config = {
         "architecture": architecture or name,
         "num_classes": classes,

@@ -85,14 +85,16 @@ def convert(
     layout: str,
     *,
     key: jax.Array | None = None,
+    input_shape: tuple[int, ...] | None = None,
     **kwargs: Any,
 ) -> dict[str, dict[str, Any]]:
     """Turns another library's weights into variables of the named network.
 
     `tensors` are arrays by the other library's names, `layout` is "torchvision", "timm", "keras",
     "caffe" or "tflite" (`find_layout`), or "flaxcnn", which every network has: our own paths, as
-    "params/stem/kernel". `kwargs` go to `create_model`. Returns {"params": ...,
-    "batch_stats": ...} of float32 arrays.
+    "params/stem/kernel". `kwargs` go to `create_model`; `input_shape` is that of an image, (height,
+    width, channels), where the weights are for another than the network's own. Returns
+    {"params": ..., "batch_stats": ...} of float32 arrays.
 
     Arrays may be NumPy's, JAX's or PyTorch's, in half precision too, `tensors` a whole checkpoint
     ({"state_dict": ..., "epoch": 90}), and all its names prefixed, by "module." for one (see
@@ -107,15 +109,18 @@ def convert(
     Raises UserError that lists every missing and every unexpected name and every clash of shapes.
     """
     model = create_model(name, **kwargs)
-    sources = list_sources(name, model, layout)
+    input_shape = input_shape or variant(name).input_shape
+    sources = list_sources(name, model, layout, input_shape)
     tensors = rename_tensors(model, layout, tensors)
     shapes = {n: shape_of(tensor) for n, tensor in tensors.items()}
     head, classes = set[Path](), 0
     if kwargs.get("num_classes"):
-        head, classes = _find_other_head(name, model, layout, sources, shapes)
+        head, classes = _find_other_head(name, model, layout, sources, shapes, input_shape)
     read = {path: source for path, source in sources.items() if path not in head}
     needed, known = _list_shapes(read), _list_shapes(sources)
-    unexpected, unused = _sort_others([n for n in tensors if n not in known], name, layout, kwargs)
+    unexpected, unused = _sort_others(
+        [n for n in tensors if n not in known], name, layout, input_shape, kwargs
+    )
     problems = [f"missing {n}" for n in sorted(set(needed) - set(tensors))]
     problems += [f"unexpected {n}" for n in unexpected]
     problems += [
@@ -132,20 +137,27 @@ def convert(
         leaves = ", ".join("/".join(path[1:]) for path in sorted(head))
         sizes = f"for {classes} classes, and num_classes is {kwargs['num_classes']}"
         warnings.warn(f"{name}: the weights are {sizes}: {leaves} are new", stacklevel=2)
-        flat |= _initialize(model, variant(name).input_shape, head, key)
+        flat |= _initialize(model, input_shape, head, key)
     for path, source in read.items():
         arrays = {n: to_float32(n, tensors[n]) for n in source.their_shapes}
         flat[path] = np.array(source.read(arrays), order="C")  # a copy: theirs may change
     return traverse_util.unflatten_dict({path: flat[path] for path in sources})
 
 
-def export(name: str, variables: Mapping[str, Any], layout: str, **kwargs: Any) -> dict[str, Array]:
+def export(
+    name: str,
+    variables: Mapping[str, Any],
+    layout: str,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> dict[str, Array]:
     """Turns variables of the named network into arrays by another library's names.
 
-    The inverse of `convert`, with the same `layout` and `kwargs`; `convert` gets the same bits
-    back. Raises UserError if the variables are not this network's.
+    The inverse of `convert`, with the same `layout`, `input_shape` and `kwargs`; `convert` gets the
+    same bits back. Raises UserError if the variables are not this network's.
     """
-    sources = list_sources(name, create_model(name, **kwargs), layout)
+    sources = list_sources(name, create_model(name, **kwargs), layout, input_shape)
     flat: dict[Path, Array] = traverse_util.flatten_dict(dict(variables))  # pyright: ignore[reportAssignmentType]
     problems = [f"missing {'/'.join(path)}" for path in sources if path not in flat]
     problems += [f"unexpected {'/'.join(path)}" for path in flat if path not in sources]
@@ -162,20 +174,23 @@ def export(name: str, variables: Mapping[str, Any], layout: str, **kwargs: Any) 
     return tensors
 
 
-def list_sources(name: str, model: nn.Module, layout: str) -> dict[Path, Source]:
+def list_sources(
+    name: str, model: nn.Module, layout: str, input_shape: tuple[int, ...] | None = None
+) -> dict[Path, Source]:
     """Lists where every leaf of the network's variables comes from, by its path in them.
 
-    Raises UserError if the network has no such layout.
+    `input_shape` as for `convert`. Raises UserError if the network has no such layout.
     """
+    input_shape = tuple(input_shape or variant(name).input_shape)
     if layout == "flaxcnn":
-        leaves = _trace_shapes(model, variant(name).input_shape)
+        leaves = _trace_shapes(model, input_shape)
         return {path: Source("/".join(path), None, shape) for path, shape in leaves.items()}
     layouts = list_layouts(model)
     if layout not in layouts:
         known = ", ".join(layouts) or "none"
         raise UserError(f"{name} has no weights in layout {layout!r}: it has {known}")
     rules, conventions = layouts[layout](model), CONVENTIONS[layout]
-    leaves = _trace_shapes(model, variant(name).input_shape)
+    leaves = _trace_shapes(model, input_shape)
     norms = {path[1:-1] for path in leaves if path[0] == "batch_stats"}
     sources = {}
     for path, shape in leaves.items():
@@ -230,6 +245,7 @@ def _find_other_head(
     layout: str,
     sources: Mapping[Path, Source],
     shapes: Mapping[str, tuple[int, ...]],
+    input_shape: tuple[int, ...] | None = None,
 ) -> tuple[set[Path], int]:
     """The leaves whose tensors are for another number of classes, and that number.
 
@@ -238,7 +254,8 @@ def _find_other_head(
     if all(shapes.get(n, shape) == shape for n, shape in _list_shapes(sources).items()):
         return set(), 0
     # A leaf belongs to the head if one class more changes its shape.
-    larger = list_sources(name, model.clone(num_classes=model.num_classes + 1), layout)
+    more = model.clone(num_classes=model.num_classes + 1)
+    larger = list_sources(name, more, layout, input_shape)
     head = {path for path, source in sources.items() if source.shape != larger[path].shape}
     counts = set()
     for path in head:
@@ -257,7 +274,11 @@ def _find_other_head(
 
 
 def _sort_others(
-    names: list[str], name: str, layout: str, kwargs: Mapping[str, Any]
+    names: list[str],
+    name: str,
+    layout: str,
+    input_shape: tuple[int, ...],
+    kwargs: Mapping[str, Any],
 ) -> tuple[list[str], list[str]]:
     """Of names that the network does not know: those that nobody knows, and those to warn of."""
     names = [n for n in names if not re.fullmatch(CONVENTIONS[layout].ignored, n)]
@@ -267,7 +288,7 @@ def _sort_others(
     cuts = ("num_classes", "features_only", "out_indices")
     if names and (kwargs.get("num_classes") == 0 or kwargs.get("features_only")):
         uncut = {argument: value for argument, value in kwargs.items() if argument not in cuts}
-        whole = _list_shapes(list_sources(name, create_model(name, **uncut), layout))
+        whole = _list_shapes(list_sources(name, create_model(name, **uncut), layout, input_shape))
         return [n for n in unexpected if n not in whole], []
     return unexpected, unused
 

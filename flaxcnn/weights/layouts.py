@@ -16,6 +16,8 @@ def find_layout(name: str, tensors: Mapping[str, Any], **kwargs: Any) -> str:
 
     Raises UserError where no layout of the network has at least half of its names in `tensors`.
     """
+    if any(str(n).startswith("params/") for n in tensors):
+        return "flaxcnn"
     model = create_model(name, **kwargs)
     shares: dict[str, float] = {}
     examples = []

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import flaxcnn
 from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Setting
@@ -70,11 +69,27 @@ def test_a_network_of_timm_is_written_in_its_names(tmp_path):
     assert 'timm.create_model("hf_hub:me/pets", pretrained=True)' in card
 
 
+def test_grey_images_are_in_timms_words(tmp_path):
+    run = finished(tmp_path, "mobilenetv2_050", (32, 32, 1))
+    files = publish.make_files(run, "me/grey")
+    config = json.loads(files["config.json"])
+    assert config["model_args"] == {"in_chans": 1}
+    assert config["pretrained_cfg"]["input_size"] == [1, 32, 32]
+    tensors = safetensors.numpy.load(files["model.safetensors"])
+    assert tensors["conv_stem.weight"].shape == (16, 1, 3, 3)
+
+
+# Of images of another size than the network's own a dense layer has another shape.
 @pytest.mark.parametrize(
-    ("name", "kwargs"), [("digits_cnn", {}), ("mobilenetv2_050", {"padding": "same"})]
+    ("name", "shape", "kwargs"),
+    [
+        ("digits_cnn", (8, 8, 1), {}),
+        ("digits_cnn", (16, 16, 3), {}),
+        ("mobilenetv2_050", (32, 32, 3), {"padding": "same"}),
+    ],
 )
-def test_any_other_is_written_in_ours(tmp_path, name, kwargs):
-    run = finished(tmp_path, name, flaxcnn.models.variant(name).input_shape, **kwargs)
+def test_any_other_is_written_in_ours(tmp_path, name, shape, kwargs):
+    run = finished(tmp_path, name, shape, **kwargs)
     files = publish.make_files(run, "me/digits")
     config = json.loads(files["config.json"])
     assert config["architecture"] == name
@@ -82,7 +97,7 @@ def test_any_other_is_written_in_ours(tmp_path, name, kwargs):
     assert config.get("model_args", {}) == kwargs
     tensors = safetensors.numpy.load(files["model.safetensors"])
     assert "params/classifier/kernel" in tensors
-    variables = convert(name, tensors, "flaxcnn", **{"num_classes": 3, **kwargs})
+    variables = convert(name, tensors, "flaxcnn", input_shape=shape, num_classes=3, **kwargs)
     assert_same(variables, run.variables)
     assert "timm" not in files["README.md"].decode()
 

@@ -144,6 +144,20 @@ def convert(
     return traverse_util.unflatten_dict({path: flat[path] for path in sources})
 
 
+def count_classes(name: str, tensors: Mapping[str, Any], layout: str, **kwargs: Any) -> int:
+    """How many classes weights are for; arguments as for `convert`, without `num_classes`.
+
+    Where that cannot be said, as of weights without a head, it is the network's own number. Raises
+    UserError if the network has no such layout.
+    """
+    input_shape = kwargs.pop("input_shape", None)
+    model: Any = create_model(name, **kwargs)
+    sources = list_sources(name, model, layout, input_shape)
+    found = rename_tensors(model, layout, tensors)
+    shapes = {n: shape_of(tensor) for n, tensor in found.items()}
+    return _find_other_head(name, model, layout, sources, shapes)[1] or model.num_classes
+
+
 def export(
     name: str,
     variables: Mapping[str, Any],
@@ -183,14 +197,14 @@ def list_sources(
     """
     input_shape = tuple(input_shape or variant(name).input_shape)
     if layout == "flaxcnn":
-        leaves = _trace_shapes(model, input_shape)
+        leaves = trace_shapes(model, input_shape)
         return {path: Source("/".join(path), None, shape) for path, shape in leaves.items()}
     layouts = list_layouts(model)
     if layout not in layouts:
         known = ", ".join(layouts) or "none"
         raise UserError(f"{name} has no weights in layout {layout!r}: it has {known}")
     rules, conventions = layouts[layout](model), CONVENTIONS[layout]
-    leaves = _trace_shapes(model, input_shape)
+    leaves = trace_shapes(model, input_shape)
     norms = {path[1:-1] for path in leaves if path[0] == "batch_stats"}
     sources = {}
     for path, shape in leaves.items():
@@ -224,7 +238,7 @@ def rename_tensors(model: nn.Module, layout: str, tensors: Mapping[str, Any]) ->
 
 
 @functools.lru_cache(maxsize=16)  # tracing a deep network takes seconds
-def _trace_shapes(model: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, tuple[int, ...]]:
+def trace_shapes(model: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, tuple[int, ...]]:
     """The shape of every leaf of the network's variables, by its path in them."""
     images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     shapes = jax.eval_shape(

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from flaxcnn import weights
     from flaxcnn.models import create_model, feature_info, fold_batch_norm, init, list_models
     from flaxcnn.training import train
+    from flaxcnn.training.inference import load
+    from flaxcnn.weights import from_pretrained
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,8 +19,10 @@ __all__ = [
     "create_model",
     "feature_info",
     "fold_batch_norm",
+    "from_pretrained",
     "init",
     "list_models",
+    "load",
     "train",
     "weights",
 ]
@@ -31,8 +35,8 @@ if not TYPE_CHECKING:  # to whom a module with it has every name
             return importlib.import_module(f"flaxcnn.{name}")
         if name not in __all__:
             raise AttributeError(f"module 'flaxcnn' has no attribute {name!r}")
-        part = "training" if name == "train" else "models"
-        return getattr(importlib.import_module(f"flaxcnn.{part}"), name)
+        part = {"train": "training", "load": "training.inference", "from_pretrained": "weights"}
+        return getattr(importlib.import_module(f"flaxcnn.{part.get(name, 'models')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,19 +1,18 @@
-"""A finished or stopped run as a function: its network and the variables of one checkpoint."""
+"""A finished or stopped run, or published weights, as a function of images."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 
-from flaxcnn.data.augment import View, read_views, viewed_shape
-from flaxcnn.data.images import read_image
+from flaxcnn.data.augment import read_views, viewed_shape
 from flaxcnn.errors import UserError
-from flaxcnn.models import fold_batch_norm
+from flaxcnn.models import create_model
+from flaxcnn.tasks.classification import Classification
 from flaxcnn.tasks.task import Task
 from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.config import Config
@@ -28,8 +27,11 @@ from flaxcnn.training.parts import (
     make_run_state,
     make_task,
 )
-from flaxcnn.training.step import check_takes, make_forward, make_preprocess
+from flaxcnn.training.predictor import Predictor
+from flaxcnn.training.step import check_takes
 from flaxcnn.training.workdir import Workdir
+from flaxcnn.weights.preprocessing import Preprocessing
+from flaxcnn.weights.pretrained import load_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,64 +46,31 @@ class TrainedRun:
     variables: Any
     workdir: Workdir
 
-    def answer(self, images: np.ndarray) -> Any:
-        """uint8 [N, H, W, C] of the run's own shape -> the task's answers, arrays [N, ...].
-
-        Of classification, probabilities float32 [N, classes]. Over the config's `data.views`, if it
-        has any: an image is judged as the run's own test images were, whose figures are in
-        result.json. BatchNorm is folded, which moves answers by no more than float32's rounding.
-        """
-        return jax.device_get(self._forward(self._folded[1], images))
-
     @cached_property
-    def _forward(self) -> Callable[[Any, np.ndarray], Any]:
-        preprocess = make_preprocess(self.facts.mean, self.facts.std)
-        forward = make_forward(self._folded[0], preprocess, self._views)
-        return jax.jit(lambda variables, x: self.task.answer(forward(variables, x)))
+    def predictor(self) -> Predictor:
+        """The run as a function of new images, over the config's `data.views` if it has any.
 
-    @cached_property
-    def _folded(self) -> tuple[nn.Module, Any]:
-        shape = viewed_shape(self._views, self.facts.image_shape)
-        return fold_batch_norm(self.model, self.variables, shape)
-
-    @cached_property
-    def _views(self) -> list[View]:
-        return read_views(self.config.data.views, self.facts.image_shape)
-
-    def predict(self, files: Sequence[str], resize: str | None = None) -> Iterator[tuple[str, Any]]:
-        """Each file with the task's answer, or with the UserError that says what is wrong with it.
-
-        Files are read and computed `data.eval_batch_size` at a time; `resize` as for `read_image`.
+        An image is judged as the run's own test images were, whose figures are in result.json. A
+        file is brought to size as the config says; where that gives no size it must have the run's.
         """
-        size = min(self.config.data.eval_batch_size, len(files))
-        for start in range(0, len(files), size or 1):
-            batch = np.zeros((size, *self.facts.image_shape), np.uint8)  # the last one is padded
-            chosen, errors = files[start : start + size], {}
-            for index, file in enumerate(chosen):
-                try:
-                    batch[index] = self.read_image(file, resize)
-                except UserError as error:
-                    errors[index] = error
-            answers = self.answer(batch) if len(errors) < len(chosen) else batch
-            for index, file in enumerate(chosen):
-                one = errors.get(index) or jax.tree.map(lambda x, i=index: x[i], answers)
-                yield file, one
-
-    def read_image(self, file: str, resize: str | None = None) -> np.ndarray:
-        """An image file -> uint8 [H, W, C] as the run saw its own.
-
-        Without `resize` ("crop", "stretch" or "pad") it is brought to size as the config says;
-        where that gives no size it must have the run's. Raises UserError naming the file.
-        """
-        height, width, channels = self.facts.image_shape
-        policy = resize or (self.config.data.resize if self.config.data.image_size else None)
-        image = read_image(file, (height, width) if policy else (), policy or "crop", channels)
-        if image.shape != (height, width, channels):
-            raise UserError(
-                f"{file} is {image.shape[1]}x{image.shape[0]} and the run's images are "
-                f"{width}x{height}: resize it, or give --resize crop, stretch or pad"
-            )
-        return image
+        data, (height, width, _) = self.config.data, self.facts.image_shape
+        preprocessing = Preprocessing(
+            (height, width),
+            tuple(self.facts.mean),
+            tuple(self.facts.std),
+            crop=1.0,
+            interpolation="area",
+            resize=data.resize if data.image_size else "",
+        )
+        return Predictor(
+            self.model,
+            self.variables,
+            preprocessing,
+            self.task,
+            views=read_views(data.views, self.facts.image_shape),
+            batch_size=data.eval_batch_size,
+            description=f"{self.workdir.path}, step {self.step}",
+        )
 
     def evaluate(
         self,
@@ -175,3 +144,41 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
         raise UserError(f"{path} has no checkpoint yet")
     step, state, _ = restored
     return TrainedRun(config, facts, step, model, task, state.variables, workdir)
+
+
+def load(
+    source: str | Path,
+    model_name: str = "",
+    *,
+    checkpoint: str = "best",
+    preprocessing: Preprocessing | None = None,
+    batch_size: int = 0,
+) -> Predictor:
+    """A run's network, or a published one, as a function of images and image files.
+
+    Args:
+      source: the folder of a run, or weights as for `from_pretrained`: "resnet50.a1_in1k",
+        "hf://user/repo", a folder with timm's config.json, a file.
+      model_name: the network, where a file does not say it; of a run it is not asked.
+      checkpoint: of a run: "best" by validation metric, or "last".
+      preprocessing: instead of the weights' own.
+      batch_size: how many images are computed at a time; 0 for 32, or a run's `eval_batch_size`.
+
+    Raises UserError as `from_pretrained` and `load_run`.
+    """
+    if Workdir(source).has("run"):
+        predictor = load_run(source, checkpoint).predictor
+        predictor.batch_size = batch_size or predictor.batch_size
+        return predictor
+    variables, located = load_variables(str(source), model_name)
+    preprocessing = preprocessing or located.need_preprocessing()
+    count = located.kwargs["num_classes"]
+    names = located.class_names or tuple(f"class {i}" for i in range(max(2, count)))
+    return Predictor(
+        create_model(located.model_name, **located.kwargs),
+        variables,
+        preprocessing,
+        Classification(names),
+        batch_size=batch_size or 32,
+        description=located.description,
+    )

@@ -1,4 +1,4 @@
-"""Whose files a network takes: equal shapes are no proof, padding, strides or epsilon may differ."""
+"""Whose files a network takes: equal shapes are no proof, as padding or epsilon may differ."""
 
 import fnmatch
 from collections.abc import Mapping

@@ -165,7 +165,7 @@ class Preprocessing:
         """uint8 [H, W, channels] -> uint8 [height, width, channels]."""
         size, method = self.image_size, INTERPOLATIONS[self.interpolation]
         if method is None:
-            return fit_image(image, size, self.resize or "crop", image.shape[-1])
+            return fit_image(image, size, self.resize or "crop", 0)
         scaled = self._scale(image.shape[0], image.shape[1])
         if scaled != image.shape[:2]:
             plain = image[:, :, 0] if image.shape[-1] == 1 else image

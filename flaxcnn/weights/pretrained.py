@@ -17,8 +17,9 @@ from flaxcnn.errors import UserError
 from flaxcnn.models._registry import ALIASES, create_model, variant
 from flaxcnn.weights import catalogue, hub
 from flaxcnn.weights.convert import convert, count_classes, trace_shapes
-from flaxcnn.weights.formats import find_layout, read_tensors
+from flaxcnn.weights.formats import read_tensors
 from flaxcnn.weights.labels import class_names
+from flaxcnn.weights.layouts import find_layout
 from flaxcnn.weights.origins import (
     describe_pixels,
     find_origin,
@@ -57,6 +58,12 @@ class Located:
     bgr: bool = False
     tensors: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
 
+    def need_preprocessing(self) -> Preprocessing:
+        """What images have to be made into. Raises UserError where nobody says."""
+        if self.preprocessing is None:
+            raise UserError(f"{self.description} does not say what images are made into")
+        return self.preprocessing
+
 
 def from_pretrained(
     spec: str,
@@ -92,11 +99,7 @@ def from_pretrained(
     variables, located = load_variables(
         spec, model_name, key=key, in_channels=in_channels, **kwargs
     )
-    preprocessing = preprocessing or located.preprocessing
-    if preprocessing is None:
-        raise UserError(
-            f"{located.description} does not say what images are made into: give preprocessing"
-        )
+    preprocessing = preprocessing or located.need_preprocessing()
     return (
         create_model(located.model_name, **{**located.kwargs, **kwargs}),
         variables,
@@ -286,13 +289,13 @@ def _complete(located: Located) -> Located:
 
 def _locate_url(spec: str, model_name: str) -> Located:
     url, _, fragment = spec.partition("#")
-    options = dict(re.findall(r"(sha256|layout)=([^,&]*)", fragment))
-    in_name = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)  # as torch.hub's files are called
-    sha256 = options.get("sha256") or (in_name[1] if in_name else "")
-    if not sha256:
-        raise UserError(f"{url} needs its hash: {url}#sha256=HEX")
     _need_name(url, model_name)
-    return _locate_file(hub.fetch(url, sha256=sha256), model_name, options.get("layout", ""), url)
+    layout = re.search(r"layout=(\w+)", fragment)
+    said = re.search(r"(sha256|md5)=\w+", fragment)
+    in_name = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)  # as torch.hub's files are called
+    sha256 = in_name[1] if in_name and not said else ""
+    path = hub.fetch(f"{url}#{said[0]}" if said else url, sha256=sha256)
+    return _locate_file(path, model_name, layout[1] if layout else "", url)
 
 
 def _locate_file(path: Path, model_name: str, layout: str, description: str) -> Located:

@@ -103,11 +103,19 @@ def _add_runs(commands: Any) -> None:
         commands, "predict", "The most probable classes of image files, and of those in folders."
     )
     _add_run_arguments(command)
+    command.add_argument(
+        "--weights",
+        default="",
+        metavar="W",
+        help="instead of a run: published weights (`flaxcnn list --pretrained`), such as "
+        "resnet50.a1_in1k, hf://user/repo, or a file",
+    )
+    command.add_argument("--model", default="", metavar="NAME", help="whose network a file is for")
     command.add_argument("--top", type=int, default=5, metavar="K", help="classes per image")
     command.add_argument(
         "--resize",
         choices=RESIZE,
-        help="how images reach the run's size (default: as the config says)",
+        help="how images reach their size (default: as the config, or the weights, say)",
     )
     command.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
 
@@ -213,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         args, args.flags = parser.parse_known_args(arguments)
         if args.flags and command != "diff":  # which takes those of a config
             parser.error(f"unrecognized arguments: {' '.join(args.flags)}")
-        if args.command in ("evaluate", "predict", "verify") and args.workdir is None:
+        if args.command in ("evaluate", "verify") and args.workdir is None:
             raise UserError("--workdir RUN is missing: the folder of a run of `flaxcnn train`")
         return importlib.import_module(f"flaxcnn.commands.{args.module}").run(args)
     except UserError as error:

@@ -1,17 +1,20 @@
-"""The command `flaxcnn predict`: what a run says of image files and folders of them."""
+"""The command `flaxcnn predict`: what a run, or a published network, says of image files."""
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from PIL import Image
 
 from flaxcnn.data.images import FILE_FORMATS
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE, FAILED
-from flaxcnn.training.inference import load_run
+from flaxcnn.training.inference import load, load_run
+from flaxcnn.training.predictor import Predictor
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,18 +24,23 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.top < 1:
         raise UserError(f"--top must be at least 1, got {args.top}")
-    trained_run, files = load_run(args.workdir, args.checkpoint), list(_find_files(args.images))
-    task, bad, shown = trained_run.task, [], 0
-    for file, answer in trained_run.predict(files, args.resize):
+    files = list(_find_files(args.images))
+    predictor, bad, shown = _load(args), [], 0
+    task = predictor.task
+    for file, answer in predictor.predict(files, args.resize):
         if isinstance(answer, UserError):
             bad.append(str(answer))
             continue
         top = task.describe(answer, args.top)
+        more = {"entropy": _entropy(answer)} if args.weights and top else {}
         if args.json:
-            print(", " if shown else "[", json.dumps({"image": file, "top": top}), sep="", end="")
+            line = json.dumps({"image": file, "top": top, **more})
+            print(", " if shown else "[", line, sep="", end="")
         else:
-            lines = map(task.format_entry, top)
-            print(file, *(f"  {line}" for line in lines), sep="\n", flush=True)
+            lines = [f"  {task.format_entry(entry)}" for entry in top]
+            if more:
+                lines.append(f"  entropy {more['entropy']:.2f} of {math.log(len(answer)):.2f}")
+            print(file, *lines, sep="\n", flush=True)
             if not top:
                 print("  no answer: the network's output for it is not finite")
         shown += 1
@@ -45,6 +53,28 @@ def run(args: argparse.Namespace) -> int:
         print(f"flaxcnn predict: skipped {len(bad)} of {len(files)} files:", file=sys.stderr)
         print(*(f"  {line}" for line in bad), sep="\n", file=sys.stderr)
     return FAILED if bad else DONE
+
+
+def _load(args: argparse.Namespace) -> Predictor:
+    """The predictor of a run, or of published weights, which needs none."""
+    if args.workdir:
+        if args.weights or args.model:
+            raise UserError(
+                "--workdir is a run: --model and --weights are for networks without one"
+            )
+        return load_run(args.workdir, args.checkpoint).predictor
+    if not args.weights:
+        raise UserError(
+            "--workdir RUN is missing: the folder of a run of `flaxcnn train`; or --weights, of a "
+            "published network"
+        )
+    return load(args.weights, args.model)
+
+
+def _entropy(probabilities: np.ndarray) -> float:
+    """In nats: 0 where one class is certain, the logarithm of their number where all are alike."""
+    positive = np.float64(probabilities[probabilities > 0])
+    return float(-(positive * np.log(positive)).sum())
 
 
 def _find_files(paths: Sequence[str]) -> Iterator[str]:

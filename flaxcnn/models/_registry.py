@@ -53,13 +53,19 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     Every network takes `num_classes` (0: features instead of logits), `dtype` (of the
     computation; parameters and logits stay float32) and `axis_name` (the `pmap` axis over which
     batch statistics are global); those from AlexNet on also `features_only` and `out_indices` (see
-    `Network`). Lists, as a JSON file has them, become tuples, so that every network hashes. Raises
-    UserError for an unknown name or argument.
+    `Network`). Lists, as a JSON file has them, become tuples, so that every network hashes.
+    Published weights are loaded by `flaxcnn.from_pretrained`. Raises UserError for an unknown name
+    or argument.
     """
     chosen = variant(name)
     fields = dataclasses.fields(chosen.network)  # pyright: ignore[reportArgumentType]
     known = [field.name for field in fields if field.name not in ("parent", "name")]
     for argument in kwargs:
+        if argument in ("pretrained", "weights"):
+            raise UserError(
+                f"create_model makes a network without weights, and has no {argument}: "
+                f'flaxcnn.from_pretrained("{name}.TAG") loads them (`flaxcnn list --pretrained`)'
+            )
         if argument not in known:
             raise UserError(
                 f"model {name!r} has no argument {argument!r}: it takes {', '.join(known)}"

@@ -85,7 +85,8 @@ class Predictor:
                 [part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)]
             )
             answers = jax.device_get(self._compile(padded)(self._variables, padded))
-            parts.append(jax.tree.map(lambda x, n=len(part): x[:n], answers))
+            count = len(part)
+            parts.append(jax.tree.map(lambda x, count=count: x[:count], answers))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     def _find_size(self, count: int) -> int:

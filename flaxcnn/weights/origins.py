@@ -59,7 +59,6 @@ ORIGINS: Mapping[str, Mapping[str, Origin]] = {
     "squeezenet1_1": {"torchvision": Origin(), "caffe": Origin("bvlc")},
     "darknet53": {"timm": Origin("torch", {"negative_slope": 0.01})},
 }
-_BVLC = {**KERAS_MODES["caffe"], "mean": (104, 117, 123)}
 
 
 def list_origins(name: str) -> Mapping[str, Origin]:
@@ -94,15 +93,13 @@ def find_origin(name: str, layout: str) -> Origin | None:
 
 def describe_pixels(name: str, origin: Origin) -> dict[str, Any]:
     """In the words of timm's `pretrained_cfg` what images become, as far as the library says."""
-    mode = _BVLC if origin.pixels == "bvlc" else KERAS_MODES[origin.pixels]
     height, width, channels = variant(name).input_shape
+    size = {"input_size": (channels, height, width), "interpolation": "bilinear"}
+    if origin.pixels == "bvlc":  # images are stretched to 256x256, and the centre is seen
+        mode = {**KERAS_MODES["caffe"], "mean": (104, 117, 123)}
+        return {**mode, **size, "crop_mode": "squash", "resize_size": 256}
     crop = 0.875 if min(height, width) >= 96 else 1.0
-    return {
-        **mode,
-        "input_size": (channels, height, width),
-        "crop_pct": crop,
-        "interpolation": "bilinear",
-    }
+    return {**KERAS_MODES[origin.pixels], **size, "crop_pct": crop}
 
 
 def name_of_architecture(architecture: str) -> str:

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 
 from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
-from flaxcnn.training.inference import TrainedRun, load_run
+from flaxcnn.training.inference import load_run
+from flaxcnn.training.predictor import Predictor
 
 pytestmark = pytest.mark.slow
 
@@ -170,19 +171,19 @@ def test_predict_computes_batches_of_one_size(workdir, tmp_path):
     files = [str(tmp_path / "a" / f"{i}.png") for i in range(7)]
     run = load_run(workdir)
     run.config.data.eval_batch_size = 4
-    results = dict(run.predict(files))
+    results = dict(run.predictor.predict(files))
     assert list(results) == files
-    assert run._forward._cache_size() == 1  # compiled once: the last batch is padded
+    assert len(run.predictor._compiled) == 1  # the last batch is padded
     assert isinstance(results.pop(files[2]), UserError)
     for file, probabilities in results.items():
-        alone = run.answer(run.read_image(file)[None])[0]
+        alone = run.predictor(run.predictor.read(file)[None])[0]
         np.testing.assert_allclose(probabilities, alone, rtol=1e-4, atol=1e-6)
 
 
 def test_predict_says_where_the_network_gives_no_numbers(workdir, tmp_path, capsys, monkeypatch):
     write_digits(tmp_path / "a", 1)
     broken = np.full((1, 10), np.nan, np.float32)
-    monkeypatch.setattr(TrainedRun, "answer", lambda self, images: broken)
+    monkeypatch.setattr(Predictor, "__call__", lambda self, images: broken)
     command = ["predict", "--workdir", str(workdir), str(tmp_path / "a")]
     assert main(command) == 0
     assert "no answer: the network's output for it is not finite" in capsys.readouterr().out

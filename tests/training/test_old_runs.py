@@ -120,4 +120,4 @@ def test_an_old_run_is_resumed_and_read(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == warning
     metrics = run.evaluate("test").means
     assert metrics["accuracy"] == whole["best"]["accuracy"]
-    assert run.answer(np.zeros((1, 8, 8, 1), np.uint8)).sum() == pytest.approx(1.0)
+    assert run.predictor(np.zeros((1, 8, 8, 1), np.uint8)).sum() == pytest.approx(1.0)

@@ -168,7 +168,7 @@ def test_evaluation_uses_the_configs_views_unless_it_is_given_others(workdir, di
 def test_an_image_is_judged_with_the_configs_views(workdir, digits):
     trained, images = load_run(workdir, "last"), digits[0][:7]
     expected = jax.nn.softmax(six_views(trained, images))
-    np.testing.assert_allclose(trained.answer(images), expected, atol=1e-5)
+    np.testing.assert_allclose(trained.predictor(images), expected, atol=1e-5)
 
 
 def test_another_resolution_keeps_the_runs_normalisation(workdir, digits):

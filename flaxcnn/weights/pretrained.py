@@ -21,6 +21,7 @@ from flaxcnn.weights.formats import read_tensors
 from flaxcnn.weights.labels import class_names
 from flaxcnn.weights.layouts import find_layout
 from flaxcnn.weights.origins import (
+    Origin,
     describe_pixels,
     find_origin,
     list_origins,
@@ -121,7 +122,7 @@ def load_variables(
     model_name)` with `num_classes` among its `kwargs`, preprocessing for `in_channels`, and the
     names of the classes, if the head is the weights'.
     """
-    located = spec if isinstance(spec, Located) else locate(spec, model_name)
+    located = spec if isinstance(spec, Located) else locate(spec, model_name, **kwargs)
     tensors = read_tensors(located.path) if located.tensors is None else located.tensors
     name, layout = located.model_name, located.layout
     chosen = {**located.kwargs, **kwargs}
@@ -150,11 +151,11 @@ def _name_classes(names: tuple[str, ...], num_classes: int) -> tuple[str, ...]:
     return names if num_classes == len(names) else ()
 
 
-def locate(spec: str, model_name: str = "") -> Located:
+def locate(spec: str, model_name: str = "", **kwargs: Any) -> Located:
     """Finds weights, downloading them if they are not here yet; `spec` as for `from_pretrained`.
 
     `model_name` has to be the network that they are for, and is needed where a file alone does not
-    say. Raises UserError as `from_pretrained`.
+    say; so do `kwargs` of `create_model`. Raises UserError as `from_pretrained`.
     """
     model_name = ALIASES.get(model_name, model_name)
     if model_name:
@@ -162,16 +163,16 @@ def locate(spec: str, model_name: str = "") -> Located:
     if spec.startswith("run:"):
         raise UserError(f"{spec}: a run's weights are read by configs and by flaxcnn.load(FOLDER)")
     if spec.startswith("hf://"):
-        return _locate_repository(spec, model_name)
+        return _locate_repository(spec, model_name, kwargs)
     if re.match("https?://", spec):
-        return _locate_url(spec, model_name)
+        return _locate_url(spec, model_name, kwargs)
     path, _, layout = spec.removeprefix("file:").partition(",layout=")
     if spec.startswith("file:") or Path(path).exists():
         if Path(path).is_dir():
-            return _locate_folder(Path(path), model_name)
+            return _locate_folder(Path(path), model_name, kwargs)
         if not Path(path).exists():
             raise UserError(f"{path}: no such file")
-        return _locate_file(Path(path), model_name, layout, path)
+        return _locate_file(Path(path), model_name, layout, path, kwargs)
     return _locate_entry(spec, model_name)
 
 
@@ -210,7 +211,7 @@ def _check_name(what: str, theirs: str, ours: str) -> None:
         )
 
 
-def _locate_repository(spec: str, model_name: str) -> Located:
+def _locate_repository(spec: str, model_name: str, kwargs: Mapping[str, Any]) -> Located:
     config = _read_config(hub.fetch(spec, "config.json"), spec)
     located = _read_repository(config, model_name, spec)
     try:
@@ -220,10 +221,10 @@ def _locate_repository(spec: str, model_name: str) -> Located:
             path = hub.fetch(spec, _FILES[1])
         except UserError:
             raise error from None
-    return _complete(dataclasses.replace(located, path=path))
+    return _complete(dataclasses.replace(located, path=path), kwargs)
 
 
-def _locate_folder(folder: Path, model_name: str) -> Located:
+def _locate_folder(folder: Path, model_name: str, kwargs: Mapping[str, Any]) -> Located:
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} has no config.json: name the file of the weights")
     config = _read_config(folder / "config.json", str(folder))
@@ -235,7 +236,7 @@ def _locate_folder(folder: Path, model_name: str) -> Located:
     path = next((folder / file for file in _FILES if (folder / file).exists()), None)
     if path is None:
         raise UserError(f"{folder} has no {' or '.join(_FILES)}")
-    return _complete(dataclasses.replace(located, path=path))
+    return _complete(dataclasses.replace(located, path=path), kwargs)
 
 
 def _read_config(path: Path, where: str) -> dict[str, Any]:
@@ -278,16 +279,15 @@ def _read_repository(config: Mapping[str, Any], model_name: str, where: str) -> 
     )
 
 
-def _complete(located: Located) -> Located:
+def _complete(located: Located, kwargs: Mapping[str, Any]) -> Located:
     """With the layout, by the tensors' names, and the arguments that go with it."""
     tensors = read_tensors(located.path)
-    layout = find_layout(located.model_name, tensors)
-    origin = list_origins(located.model_name).get(layout)
-    kwargs = origin.kwargs if origin else {}
-    return dataclasses.replace(located, layout=layout, kwargs=kwargs, tensors=tensors)
+    layout = find_layout(located.model_name, tensors, **kwargs)
+    origin = list_origins(located.model_name).get(layout, Origin())
+    return dataclasses.replace(located, layout=layout, kwargs=origin.kwargs, tensors=tensors)
 
 
-def _locate_url(spec: str, model_name: str) -> Located:
+def _locate_url(spec: str, model_name: str, kwargs: Mapping[str, Any]) -> Located:
     url, _, fragment = spec.partition("#")
     _need_name(url, model_name)
     layout = re.search(r"layout=(\w+)", fragment)
@@ -295,16 +295,18 @@ def _locate_url(spec: str, model_name: str) -> Located:
     in_name = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)  # as torch.hub's files are called
     sha256 = in_name[1] if in_name and not said else ""
     path = hub.fetch(f"{url}#{said[0]}" if said else url, sha256=sha256)
-    return _locate_file(path, model_name, layout[1] if layout else "", url)
+    return _locate_file(path, model_name, layout[1] if layout else "", url, kwargs)
 
 
-def _locate_file(path: Path, model_name: str, layout: str, description: str) -> Located:
+def _locate_file(
+    path: Path, model_name: str, layout: str, description: str, kwargs: Mapping[str, Any]
+) -> Located:
     """A file that says nothing but its tensors' names: what is known is what its library does."""
     _need_name(description, model_name)
     tensors = None
     if not layout:
         tensors = read_tensors(path)
-        layout = find_layout(model_name, tensors)
+        layout = find_layout(model_name, tensors, **kwargs)
     try:
         origin = find_origin(model_name, layout)
     except UserError as error:

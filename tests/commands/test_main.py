@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+import flaxcnn
 from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
 from flaxcnn.training.inference import load_run
@@ -175,6 +176,8 @@ def test_predict_computes_batches_of_one_size(workdir, tmp_path):
     assert list(results) == files
     assert len(run.predictor._compiled) == 1  # the last batch is padded
     assert isinstance(results.pop(files[2]), UserError)
+    again = flaxcnn.load(workdir, batch_size=4)
+    np.testing.assert_array_equal(dict(again.predict(files))[files[0]], results[files[0]])
     for file, probabilities in results.items():
         alone = run.predictor(run.predictor.read(file)[None])[0]
         np.testing.assert_allclose(probabilities, alone, rtol=1e-4, atol=1e-6)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import Tracer
 from PIL import Image
 
 from flaxcnn.data.choices import RESIZE
@@ -168,9 +168,10 @@ class Preprocessing:
             return fit_image(image, size, self.resize or "crop", 0)
         scaled = self._scale(image.shape[0], image.shape[1])
         if scaled != image.shape[:2]:
+            height, width = scaled
             plain = image[:, :, 0] if image.shape[-1] == 1 else image
-            resized = Image.fromarray(plain).resize(scaled[::-1], method)
-            image = np.array(resized).reshape(*scaled, -1)
+            resized = Image.fromarray(plain).resize((width, height), method)
+            image = np.array(resized).reshape(height, width, -1)
         fill = [round(255 * x) for x in self.mean] if self.resize == "pad" else 0
         return _cut_center(image, size, np.array(fill, np.uint8))
 
@@ -194,7 +195,7 @@ class Preprocessing:
         one UserWarning in a process.
         """
         shape = (1,) * (images.ndim - 1) + (-1,)
-        mean, std = (np.float32(x).reshape(shape) for x in (self.mean, self.std))
+        mean, std = (np.array(x, np.float32).reshape(shape) for x in (self.mean, self.std))
         if images.dtype == np.uint8:
             images = images.astype(np.float32) / np.float32(255)
         check_range(images)
@@ -203,7 +204,7 @@ class Preprocessing:
 
 def check_range(images: Any) -> None:
     """Warns, once in a process, of images that are floats in 0..255 instead of 0..1."""
-    if isinstance(images, jax.core.Tracer) or images.dtype == np.uint8 or not images.size:
+    if isinstance(images, Tracer) or images.dtype == np.uint8 or not images.size:
         return
     if np.max(np.asarray(images, np.float32)) > 2:
         _warn_of_range()

@@ -180,13 +180,14 @@ def _locate_entry(spec: str, model_name: str) -> Located:
     """Of the catalogue: a tag, or a network and a tag."""
     entry = _find_entry(spec, model_name)
     _check_name(entry.full_name, entry.model, model_name)
+    origin = list_origins(entry.model).get(entry.layout, Origin())
     return Located(
         hub.fetch(entry.source, entry.file, entry.sha256),
         entry.model,
         entry.layout,
-        Preprocessing.from_config(entry.preprocessing),
+        Preprocessing.from_config({"interpolation": "bilinear", **entry.preprocessing}),
         class_names(entry.classes) if entry.classes else (),
-        entry.kwargs,
+        {**origin.kwargs, **entry.kwargs},
         entry.full_name,
         reads_bgr(entry.preprocessing),
     )

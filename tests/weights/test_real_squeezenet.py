@@ -7,19 +7,20 @@ import jax
 import numpy as np
 from photographs import GOLDEN, TOLERANCE, WEIGHTS, find_best, load_photographs
 
-from flaxcnn.models import create_model
-from flaxcnn.weights import convert, export, find_layout, read_tensors
+from flaxcnn.weights import convert, export, find_layout, from_pretrained, read_tensors
 
 NAME = "squeezenet1_0_caffe"
 
 
 def test_photographs(shared):
-    tensors = read_tensors(shared / "data" / "weights" / WEIGHTS[NAME].file)
-    assert find_layout(NAME, tensors) == "caffe"
-    variables = convert(NAME, tensors, "caffe")
+    """The file wants blue first and 0..255, and has a network for RGB and 0..1 here."""
+    file = shared / "data" / "weights" / WEIGHTS[NAME].file
+    assert find_layout(NAME, read_tensors(file)) == "caffe"
+    model, variables, preprocessing = from_pretrained(str(file), model_name=NAME)
     files, images, labels = load_photographs(shared / "data", NAME)
-    model = create_model(NAME)
-    logits = np.asarray(jax.jit(functools.partial(model.apply, train=False))(variables, images))
+    rgb = (images + np.array([104, 117, 123], np.float32))[..., ::-1] / np.float32(255)
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    logits = np.asarray(apply(variables, preprocessing(rgb)))
     best = find_best(logits)
     right = best == labels[:, None]
     golden = json.loads(GOLDEN.read_text())[NAME]

@@ -74,7 +74,7 @@ def find_origin(name: str, layout: str) -> Origin | None:
     the same shapes.
     """
     origins = list_origins(name)
-    if not origins or layout in origins:
+    if not origins or layout in origins or layout == "flaxcnn":
         return origins.get(layout)
     ours = variant(name)
     same = [
@@ -100,14 +100,3 @@ def describe_pixels(name: str, origin: Origin) -> dict[str, Any]:
         return {**mode, **size, "crop_mode": "squash", "resize_size": 256}
     crop = 0.875 if min(height, width) >= 96 else 1.0
     return {**KERAS_MODES[origin.pixels], **size, "crop_pct": crop}
-
-
-def name_of_architecture(architecture: str) -> str:
-    """Our name of a network of timm's. Raises UserError if it is not among ours."""
-    if architecture == "xception":  # padded in another way than ours, which is Keras'
-        architecture = "legacy_xception"
-    for name in (f"{architecture}_timm", architecture):
-        if name in VARIANTS or name in ALIASES:
-            return ALIASES.get(name, name)
-    variant(architecture)  # raises, with near names
-    raise AssertionError

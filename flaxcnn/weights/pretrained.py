@@ -25,7 +25,6 @@ from flaxcnn.weights.origins import (
     describe_pixels,
     find_origin,
     list_origins,
-    name_of_architecture,
 )
 from flaxcnn.weights.preprocessing import Preprocessing, reads_bgr
 
@@ -251,17 +250,16 @@ def _read_config(path: Path, where: str) -> dict[str, Any]:
 
 
 def _read_repository(config: Mapping[str, Any], model_name: str, where: str) -> Located:
-    """Of timm's config.json, as it is and as it was, with preprocessing beside the rest."""
-    architecture = config.get("architecture")
-    if not isinstance(architecture, str):
-        raise UserError(f"{where}: config.json has no architecture, as timm's repositories have")
-    name = name_of_architecture(architecture)
+    """Of timm's config.json, as it is and as it was, and of `flaxcnn push`."""
+    pushed = config.get("flaxcnn") or {}
+    name = pushed.get("model") or _read_architecture(config, where)
+    variant(name)
     _check_name(where, name, model_name)
-    arguments = config.get("model_args") or {}
-    unknown = [key for key in arguments if key not in _IGNORED]
-    if unknown:
+    arguments = dict(config.get("model_args") or {})
+    kwargs = {key: arguments[key] for key in arguments if key not in _IGNORED}
+    if kwargs and not pushed:  # timm's
         raise UserError(
-            f"{where}: config.json has model_args that are unknown: {', '.join(unknown)}"
+            f"{where}: config.json has model_args that are unknown: {', '.join(kwargs)}"
         )
     details = config.get("pretrained_cfg") or config
     labels = config.get("label_names") or details.get("label_names") or ()
@@ -271,21 +269,33 @@ def _read_repository(config: Mapping[str, Any], model_name: str, where: str) -> 
     return Located(
         Path(),
         name,
-        "",
+        pushed.get("layout", ""),
         Preprocessing.from_config(details),
         tuple(map(str, labels)),
-        {},
+        kwargs,
         where,
         reads_bgr(details),
     )
 
 
+def _read_architecture(config: Mapping[str, Any], where: str) -> str:
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str):
+        raise UserError(f"{where}: config.json has no architecture, as timm's repositories have")
+    name = catalogue.model_of_timm(architecture)
+    if not name:
+        raise UserError(f"{where}: timm's {architecture} is not among the networks here")
+    return name
+
+
 def _complete(located: Located, kwargs: Mapping[str, Any]) -> Located:
-    """With the layout, by the tensors' names, and the arguments that go with it."""
-    tensors = read_tensors(located.path)
-    layout = find_layout(located.model_name, tensors, **kwargs)
-    origin = list_origins(located.model_name).get(layout, Origin())
-    return dataclasses.replace(located, layout=layout, kwargs=origin.kwargs, tensors=tensors)
+    """With the layout, by the tensors' names unless it is said, and the arguments for it."""
+    tensors, layout, own = None, located.layout, located.kwargs
+    if not layout:
+        tensors = read_tensors(located.path)
+        layout = find_layout(located.model_name, tensors, **{**own, **kwargs})
+        own = {**list_origins(located.model_name).get(layout, Origin()).kwargs, **own}
+    return dataclasses.replace(located, layout=layout, kwargs=own, tensors=tensors)
 
 
 def _locate_url(spec: str, model_name: str, kwargs: Mapping[str, Any]) -> Located:

@@ -177,30 +177,45 @@ def test_grey_images_through_a_summed_kernel(file):
 
 # Repositories
 
-LAYERED = {
-    "architecture": "cifar_resnet20",
+PUSHED = {  # by `flaxcnn push`, in timm's newer form
+    "architecture": "resnet18",
     "num_classes": 10,
     "pretrained_cfg": CIFAR,
-    "model_args": {"in_chans": 3},
+    "model_args": {"in_chans": 3, "depths": [1, 1]},
     "label_names": [f"label {i}" for i in range(10)],
+    "flaxcnn": {"model": "cifar_resnet20", "layout": "torchvision"},
 }
-FLAT = {"architecture": "cifar_resnet20", "num_classes": 10, **CIFAR, "label_names": ["a"] * 10}
+TIMMS = {"flaxcnn": None}
+FLAT = {"architecture": "resnet18", "num_classes": 10, **CIFAR, "label_names": ["a"] * 10}
 
 
-@pytest.mark.parametrize("config", [LAYERED, FLAT])
-def test_a_folder_with_either_form_of_config(config, file):
-    (file.parent / "config.json").write_text(json.dumps(config))
-    variables, located = load_variables(str(file.parent), **SHORT)
-    assert located.model_name == "cifar_resnet20" and located.description == str(file.parent)
+def test_a_folder_with_a_config(file):
+    (file.parent / "config.json").write_text(json.dumps(PUSHED))
+    model, variables, preprocessing = from_pretrained(str(file.parent))
+    assert model == create_model("cifar_resnet20", num_classes=10, **SHORT)
+    assert preprocessing.to_config() == CIFAR
+    assert variables["params"]["classifier"]["bias"].shape == (10,)
+    _, located = load_variables(str(file.parent))
+    assert located.class_names == tuple(PUSHED["label_names"]) and located.tensors is None
+    with pytest.warns(UserWarning, match="num_classes is 3"):
+        _, located = load_variables(str(file.parent), num_classes=3)
+    assert located.class_names == ()
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_either_form_of_timms_config(flat):
+    config = FLAT if flat else PUSHED | {"flaxcnn": None, "model_args": {"in_chans": 3}}
+    located = module._read_repository(config, "", "here")
+    assert located.model_name == "resnet18" and not located.kwargs
     assert located.preprocessing.to_config() == CIFAR
     assert located.class_names == tuple(config["label_names"])
-    assert variables["params"]["classifier"]["bias"].shape == (10,)
-    assert located.tensors is None
+    plain = module._read_repository({"architecture": "resnet18"}, "", "here")
+    assert plain.class_names[:2] == ("tench", "goldfish")
 
 
 def test_a_repository_of_the_hub(file, monkeypatch):
     """Asked for by name and revision; the older name of the file where there is no newer."""
-    (file.parent / "config.json").write_text(json.dumps(LAYERED))
+    (file.parent / "config.json").write_text(json.dumps(PUSHED))
     asked = []
 
     def fetch(source, file_name="", sha256=""):
@@ -210,7 +225,7 @@ def test_a_repository_of_the_hub(file, monkeypatch):
         return file if file_name == "pytorch_model.bin" else file.parent / file_name
 
     monkeypatch.setattr(module.hub, "fetch", fetch)
-    located = locate("hf://user/cats@v1", **SHORT)
+    located = locate("hf://user/cats@v1")
     names = ("config.json", "model.safetensors", "pytorch_model.bin")
     assert asked == [("hf://user/cats@v1", name) for name in names]
     assert (located.path, located.layout) == (file, "torchvision")
@@ -221,25 +236,26 @@ def test_a_repository_of_the_hub(file, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"architecture": None}, "has no architecture"),
-        ({"architecture": "vit_base_patch16_224"}, "unknown model 'vit_base_patch16_224'"),
-        ({"architecture": "xception"}, "unknown model 'legacy_xception'"),
-        ({"model_args": {"stem_width": 3}}, "model_args that are unknown: stem_width"),
+        ({"architecture": None, **TIMMS}, "has no architecture"),
+        ({"architecture": "vit_tiny", **TIMMS}, "timm's vit_tiny is not among the networks here"),
+        ({"architecture": "xception", **TIMMS}, "timm's xception is not among"),
+        ({**TIMMS, "model_args": {"stem_width": 3}}, "model_args that are unknown: stem_width"),
+        ({"flaxcnn": {"model": "resnet19"}}, "unknown model 'resnet19'"),
         ({"model": {}, "data": {}}, r"is a run: flaxcnn\.load"),
         ({"pretrained_cfg": {"mean": "red"}}, "preprocessing cannot be read"),
     ],
 )
 def test_repositories_that_are_refused(change, line, file):
-    (file.parent / "config.json").write_text(json.dumps(LAYERED | change))
+    (file.parent / "config.json").write_text(json.dumps(PUSHED | change))
     with pytest.raises(UserError, match=line) as error:
         locate(str(file.parent))
     assert "\n" not in str(error.value)
 
 
-def test_timms_network_of_a_name_that_is_another_one_here(file):
+def test_timms_network_of_a_name_that_is_another_one_here():
     names = {"seresnext50_32x4d": "seresnext50_32x4d_timm", "legacy_senet154": "senet154"}
     for theirs, ours in names.items():
-        config = LAYERED | {"architecture": theirs}
+        config = FLAT | {"architecture": theirs}
         assert module._read_repository(config, "", "here").model_name == ours
 
 

@@ -16,6 +16,7 @@ from flaxcnn.commands.main import main
 from flaxcnn.errors import UserError
 from flaxcnn.training.inference import load_run
 from flaxcnn.training.predictor import Predictor
+from flaxcnn.training.publish import make_files
 
 pytestmark = pytest.mark.slow
 
@@ -181,6 +182,18 @@ def test_predict_computes_batches_of_one_size(workdir, tmp_path):
     for file, probabilities in results.items():
         alone = run.predictor(run.predictor.read(file)[None])[0]
         np.testing.assert_allclose(probabilities, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_a_published_run_answers_as_the_run(workdir, tmp_path):
+    """`flaxcnn push` writes what `flaxcnn.load` reads: names, layout, normalisation, classes."""
+    run = load_run(workdir)
+    for name, content in make_files(run, "user/digits").items():
+        (tmp_path / name).write_bytes(content)
+    published = flaxcnn.load(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    np.testing.assert_allclose(published(images), run.predictor(images), atol=1e-6)
+    assert published.task.class_names == tuple(run.facts.class_names)
+    assert published.image_shape == run.predictor.image_shape == (8, 8, 1)
 
 
 def test_predict_says_where_the_network_gives_no_numbers(workdir, tmp_path, capsys, monkeypatch):

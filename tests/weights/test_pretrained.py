@@ -294,6 +294,13 @@ def test_a_tag_and_the_same_with_its_network(monkeypatch, file):
     assert_same(flipped, plain)
 
 
+def test_arguments_that_keras_weights_need(monkeypatch, file):
+    monkeypatch.setattr(module.hub, "fetch", lambda *_: file)
+    located = locate("resnet50_v1.keras_in1k")
+    assert located.kwargs == {"epsilon": 1.001e-5} and located.bgr
+    assert located.preprocessing.interpolation == "bilinear"
+
+
 def test_1001_classes_have_a_background_first():
     names = class_names("imagenet1k")
     assert module._name_classes(names, 1001) == ("background", *names)

@@ -144,18 +144,25 @@ def convert(
     return traverse_util.unflatten_dict({path: flat[path] for path in sources})
 
 
-def count_classes(name: str, tensors: Mapping[str, Any], layout: str, **kwargs: Any) -> int:
+def count_classes(
+    name: str,
+    tensors: Mapping[str, Any],
+    layout: str,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> int:
     """How many classes weights are for; arguments as for `convert`, without `num_classes`.
 
     Where that cannot be said, as of weights without a head, it is the network's own number. Raises
     UserError if the network has no such layout.
     """
-    input_shape = kwargs.pop("input_shape", None)
     model: Any = create_model(name, **kwargs)
     sources = list_sources(name, model, layout, input_shape)
     found = rename_tensors(model, layout, tensors)
     shapes = {n: shape_of(tensor) for n, tensor in found.items()}
-    return _find_other_head(name, model, layout, sources, shapes)[1] or model.num_classes
+    _, classes = _find_other_head(name, model, layout, sources, shapes, input_shape)
+    return classes or model.num_classes
 
 
 def export(

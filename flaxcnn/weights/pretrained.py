@@ -45,6 +45,8 @@ class Located:
       kwargs: arguments that `create_model` needs for them; a user's own come after these.
       description: where they come from, in a few words.
       bgr: whether the file's first kernel wants blue first; `load_variables` flips it.
+      input_shape: (height, width, channels) of images where variables have the shapes for another
+        one than the network's own.
       tensors: of a file that had to be read already, as its layout is found by their names.
     """
 
@@ -56,6 +58,7 @@ class Located:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     description: str = ""
     bgr: bool = False
+    input_shape: tuple[int, ...] | None = None
     tensors: Mapping[str, Any] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def need_preprocessing(self) -> Preprocessing:
@@ -127,8 +130,10 @@ def load_variables(
     chosen = {**located.kwargs, **kwargs}
     if "num_classes" not in kwargs:
         chosen.pop("num_classes", None)
-        chosen["num_classes"] = count_classes(name, tensors, layout, **chosen)
-    variables = convert(name, tensors, layout, key=key, **chosen)
+        chosen["num_classes"] = count_classes(
+            name, tensors, layout, input_shape=located.input_shape, **chosen
+        )
+    variables = convert(name, tensors, layout, key=key, input_shape=located.input_shape, **chosen)
     variables, channels = _adapt_input(located, variables, in_channels, chosen)
     preprocessing = located.preprocessing
     if preprocessing is not None and channels:
@@ -266,15 +271,18 @@ def _read_repository(config: Mapping[str, Any], model_name: str, where: str) -> 
     classes = config.get("num_classes") or details.get("num_classes")
     if not labels and classes in (None, 1000):
         labels = class_names("imagenet1k")
+    preprocessing = Preprocessing.from_config(details)
+    own_shape = (*preprocessing.image_size, preprocessing.channels)
     return Located(
         Path(),
         name,
         pushed.get("layout", ""),
-        Preprocessing.from_config(details),
+        preprocessing,
         tuple(map(str, labels)),
         kwargs,
         where,
         reads_bgr(details),
+        own_shape if pushed else None,
     )
 
 
@@ -333,7 +341,7 @@ def _locate_file(
         origin.kwargs if origin else {},
         description,
         reads_bgr(pixels),
-        tensors,
+        tensors=tensors,
     )
 
 
@@ -351,7 +359,7 @@ def _adapt_input(
     """The first kernels for RGB and `in_channels`, and their number of input channels if asked."""
     if not located.bgr and in_channels is None:
         return variables, None
-    height, width, channels = variant(located.model_name).input_shape
+    height, width, channels = located.input_shape or variant(located.model_name).input_shape
     model = create_model(located.model_name, **kwargs)
     more = trace_shapes(model, (height, width, channels + 1))
     flat: dict[Any, Any] = traverse_util.flatten_dict(variables)  # pyright: ignore

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import flaxcnn
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, list_models
-from flaxcnn.weights import Preprocessing, convert, from_pretrained
+from flaxcnn.weights import Preprocessing, convert, export, from_pretrained
 from flaxcnn.weights import pretrained as module
 from flaxcnn.weights.catalogue import Entry, list_entries
 from flaxcnn.weights.convert import list_layouts, list_sources
@@ -200,6 +201,20 @@ def test_a_folder_with_a_config(file):
     with pytest.warns(UserWarning, match="num_classes is 3"):
         _, located = load_variables(str(file.parent), num_classes=3)
     assert located.class_names == ()
+
+
+def test_a_pushed_network_of_grey_images(tmp_path):
+    """Its first kernel is of one channel, and the name's own network of three."""
+    shape = (32, 32, 1)
+    model = create_model("cifar_resnet20", **SHORT)
+    variables = flaxcnn.init(model, jax.random.key(0), shape)
+    tensors = export("cifar_resnet20", variables, "torchvision", input_shape=shape, **SHORT)
+    save_file(tensors, tmp_path / "model.safetensors")
+    grey = {**CIFAR, "input_size": [1, 32, 32], "mean": [0.5], "std": [0.2]}
+    (tmp_path / "config.json").write_text(json.dumps(PUSHED | {"pretrained_cfg": grey}))
+    _, found, preprocessing = from_pretrained(str(tmp_path))
+    assert_same(found, variables)
+    assert preprocessing.channels == 1
 
 
 @pytest.mark.parametrize("flat", [True, False])

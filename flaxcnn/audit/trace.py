@@ -163,7 +163,7 @@ class Tracer:
 
     def _trace(self, state: TrainState, arrays: Any, item: Any) -> Trace:
         """What is computed in the step of the batch `item` from the host state `state`."""
-        gradient: Any = jax.tree.map(np.zeros_like, state.params)
+        gradient: Any = jax.tree.map(np.zeros_like, self._plain.freeze.trained(state.params))
         if scaled := isinstance(state.opt_state, LossScaleState):
             gradient = state.opt_state._replace(inner=gradient)
         bare = to_device(state.replace(opt_state=gradient, ema=None, slow=None))

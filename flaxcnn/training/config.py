@@ -135,6 +135,8 @@ class OptimizerConfig:
     accumulate: int = 1  # micro-batches per update; must divide the batch size
     ema_decay: float = 0.0  # 0 keeps no average; evaluation uses the average where there is one
     rates: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {path pattern: factor}
+    layer_decay: float = 1.0  # factor of the rate from each layer to the one before it; 1: none
+    freeze: str = ""  # regular expression: what it matches stays as it is: "stem|stage[1-3]"
     lookahead: LookaheadConfig = dataclasses.field(default_factory=LookaheadConfig)
 
     def __post_init__(self):

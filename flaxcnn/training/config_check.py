@@ -14,6 +14,7 @@ from flaxcnn.tasks.registry import find_task
 from flaxcnn.training.budget import parse_budget
 from flaxcnn.training.config import BalanceConfig, Config, DataConfig, LossConfig, fields
 from flaxcnn.training.config_json import RENAMED, to_dict
+from flaxcnn.training.freeze import compile_pattern
 
 _CHOICES = {
     "data.resize": RESIZE,
@@ -96,6 +97,7 @@ def validate(config: Config) -> None:
     if config.monitor not in ("", own, "loss"):
         raise UserError(f"monitor must be {own} or loss, got {config.monitor!r}")
     parse_budget(config.run.budget)
+    compile_pattern(config.optimizer.freeze)
     if not 0 <= config.optimizer.ema_decay < 1:
         raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
     _check_imbalance(config.data.balance, config.loss)

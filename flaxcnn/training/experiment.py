@@ -36,14 +36,16 @@ from flaxcnn.training.facts import (
     make_setting,
     reload_data,
 )
+from flaxcnn.training.freeze import Freeze
 from flaxcnn.training.momentum import judge_momentum
 from flaxcnn.training.optim import Lookahead, make_lookahead, make_optimizer
 from flaxcnn.training.parts import (
-    add_loss_scale,
     augment_labels,
     find_draws,
     load_data,
+    make_freeze,
     make_model,
+    make_run_optimizer,
     make_run_state,
     make_task,
 )
@@ -135,7 +137,13 @@ class Experiment:
     @cached_property
     def tx(self) -> optax.GradientTransformation:
         """The optimizer."""
-        return add_loss_scale(self.config, make_optimizer(self.config.optimizer, self.schedule))
+        shape = self.dataset.image_shape
+        return make_run_optimizer(self.config, self.model, shape, self.schedule)
+
+    @cached_property
+    def freeze(self) -> Freeze:
+        """What stays as it is."""
+        return make_freeze(self.config)
 
     @cached_property
     def lookahead(self) -> Lookahead | None:
@@ -194,6 +202,7 @@ class Experiment:
             self.tx,
             self.preprocess,
             augment=self._make_augment(epoch),
+            freeze=self.freeze,
             accumulate=self.config.optimizer.accumulate,
             ema_decay=self.config.optimizer.ema_decay,
             lookahead=self.lookahead,

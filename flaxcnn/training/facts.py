@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from flaxcnn.data.augment import View, augmented_shape, find_stages, policy_at, viewed_shape
 from flaxcnn.data.imbalance import Draws
@@ -22,9 +21,14 @@ from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Setting, Task
 from flaxcnn.training.config import Config
 from flaxcnn.training.momentum import record_momentum
-from flaxcnn.training.parts import augment_labels, load_data
+from flaxcnn.training.parts import (
+    augment_labels,
+    load_data,
+    make_freeze,
+    make_run_optimizer,
+    make_run_state,
+)
 from flaxcnn.training.sharding import check_divisible
-from flaxcnn.training.state import make_state
 from flaxcnn.training.step import check_takes
 from flaxcnn.training.workdir import Workdir
 
@@ -109,10 +113,11 @@ def find_facts(
     seen = max(sizes, key=math.prod)
     viewed = viewed_shape(views, dataset.image_shape)
     augment_labels(config, dataset.class_names)
+    # That any patterns of parameters match some is known before anything is compiled.
+    tx = make_run_optimizer(config, model, dataset.image_shape, lambda step: 0.0)
     with record_momentum() as momenta:
-        state = jax.eval_shape(
-            lambda: make_state(model, optax.identity(), dataset.image_shape, seed=0)
-        )
+        state = jax.eval_shape(lambda: make_run_state(config, model, tx, dataset.image_shape))
+    make_freeze(config).check(state.params)
     for field, shape in (*(("data.augment", size) for size in sizes), ("data.views", viewed)):
         if shape != dataset.image_shape:
             check_takes(model, state.variables, shape, field)

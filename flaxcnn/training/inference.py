@@ -19,11 +19,10 @@ from flaxcnn.training.config import Config
 from flaxcnn.training.evaluate import Evaluation
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.facts import Facts, reload_data
-from flaxcnn.training.optim import make_optimizer
 from flaxcnn.training.parts import (
-    add_loss_scale,
     find_monitor,
     make_model,
+    make_run_optimizer,
     make_run_state,
     make_task,
 )
@@ -134,8 +133,8 @@ def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
     config, facts = workdir.config(), Facts.read(workdir)
     task = make_task(config, facts.setting)
     model = make_model(config, task, None)
-    tx = make_optimizer(config.optimizer, lambda step: config.optimizer.learning_rate)
-    tx = add_loss_scale(config, tx)
+    rate = config.optimizer.learning_rate
+    tx = make_run_optimizer(config, model, facts.image_shape, lambda step: rate)
     abstract = jax.eval_shape(lambda: make_run_state(config, model, tx, facts.image_shape))
     checkpoints = SavedCheckpoints(workdir.checkpoints, find_monitor(config))
     restore = checkpoints.restore_best if checkpoint == "best" else checkpoints.restore_latest

@@ -9,15 +9,17 @@ import dataclasses
 import fnmatch
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
 from flaxcnn.errors import UserError
+from flaxcnn.layers import BatchNorm
 from flaxcnn.training.config import OptimizerConfig
 
 
@@ -84,7 +86,7 @@ _RULES = {
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule, layers: Mapping[str, int] | None = None
 ) -> optax.GradientTransformation:
     """The update rule of `config`, with learning rates from `schedule`.
 
@@ -92,8 +94,10 @@ def make_optimizer(
     by learning rate x `weight_decay` (Loshchilov 2019), lars within its trust ratio (You 2017); in
     all others it is added to the gradient before momentum. `rates` multiplies what a step changes
     of the parameters whose path, such as group1/bn1/bias, a pattern matches (* is anything, /
-    too); 0 freezes them, and where several patterns match, their factors multiply. `update` needs
-    the parameters.
+    too); 0 keeps them as they are, and where several patterns match, their factors multiply. So
+    does `layer_decay` to the power of how many layers a parameter's is before the last (Bao 2021,
+    BEiT, section 3.3, of blocks, as timm does); `layers` has their numbers, see `number_layers`.
+    `update` needs the parameters.
 
     Raises:
         UserError: an unknown name or argument, or a setting out of range; from `init`, a pattern
@@ -115,13 +119,19 @@ def make_optimizer(
     elif config.weight_decay:
         chain.append(optax.add_decayed_weights(config.weight_decay, mask=kernel_mask))
     chain.append(rule.make(schedule, **arguments))
-    if config.rates:
-        chain.append(_scale_by_path(config.rates.to_dict()))
+    if config.rates or config.layer_decay != 1:
+        chain.append(_scale_by_path(config.rates.to_dict(), config.layer_decay, layers or {}))
     return optax.chain(*chain)
 
 
-def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
-    """Multiplies each update by the factors of all patterns that match its parameter's path."""
+def _scale_by_path(
+    rates: Mapping[str, float], decay: float, layers: Mapping[str, int]
+) -> optax.GradientTransformation:
+    """Multiplies each update by the factors of all patterns that match its parameter's path.
+
+    And by that of its layer, `decay` to the power of how many come after it.
+    """
+    last = max(layers.values(), default=0)
 
     def join(path: jax.tree_util.KeyPath) -> str:
         return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -131,20 +141,47 @@ def _scale_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
         for pattern in rates:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 raise UserError(
-                    f"optimizer.rates: no parameter is called {pattern}; they are called like "
-                    + ", ".join(names[:4])
+                    f"optimizer.rates: no trained parameter is called {pattern}; they are called "
+                    f"like {', '.join(names[:4])}"
                 )
         return optax.EmptyState()
 
     def scale(path: jax.tree_util.KeyPath, update: jax.Array) -> jax.Array:
         name = join(path)
         matched = (rate for p, rate in rates.items() if fnmatch.fnmatchcase(name, p))
-        return update * math.prod(matched)
+        depth = last - layers.get(name.partition("/")[0], 0)
+        return update * (math.prod(matched) * decay**depth)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.EmptyState]:
         return jax.tree_util.tree_map_with_path(scale, updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def number_layers(model: nn.Module, image_shape: Sequence[int]) -> dict[str, int]:
+    """Numbers a network's layers, from 0 at the image: its own modules, in the order of their use.
+
+    So a block is a layer, and one of normalisation belongs to the one before. Traces only. Of
+    ResNet-50, the stem is 0, its blocks are 1 to 16, the classifier is 17, as in timm.
+    """
+    layers: dict[str, int] = {}
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        path = context.module.path
+        if path and path[0] not in layers and context.method_name == "__call__":
+            normalises = isinstance(context.module, BatchNorm | nn.BatchNorm) and len(path) == 1
+            last = max(layers.values(), default=-1)
+            layers[path[0]] = max(last, 0) if normalises else last + 1
+        return call(*args, **kwargs)
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with nn.intercept_methods(note):
+        shapes: Any = jax.eval_shape(
+            lambda x: model.init(jax.random.key(0), x, train=False)["params"], images
+        )
+    # Those without parameters, such as dropout, are no layers.
+    ordered = sorted({layers[name] for name in shapes if name in layers})
+    return {name: ordered.index(layers[name]) for name in shapes if name in layers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +226,8 @@ def _check_fields(config: OptimizerConfig) -> None:
     for field, value in ({"weight_decay": config.weight_decay} | clip).items():
         if not value >= 0.0:
             raise UserError(f"optimizer.{field}={value}: must not be negative")
+    if not 0.0 < config.layer_decay <= 1.0:
+        raise UserError(f"optimizer.layer_decay={config.layer_decay}: must be in (0, 1]")
     for pattern, rate in config.rates.to_dict().items():
         if type(rate) not in (int, float) or not 0.0 <= rate < math.inf:
             raise UserError(f"optimizer.rates: {pattern} must have a factor >= 0, got {rate!r}")

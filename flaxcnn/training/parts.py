@@ -19,7 +19,9 @@ from flaxcnn.models._registry import create_model
 from flaxcnn.tasks.registry import find_task
 from flaxcnn.tasks.task import Metric, Setting, Task
 from flaxcnn.training.config import Config, DataConfig, LossConfig
+from flaxcnn.training.freeze import Freeze
 from flaxcnn.training.loss_scale import scale_loss
+from flaxcnn.training.optim import make_optimizer, number_layers
 from flaxcnn.training.state import TrainState, make_state
 
 
@@ -60,6 +62,20 @@ def make_model(config: Config, task: Task, axis_name: str | None) -> nn.Module:
     return create_model(config.model.name, **kwargs)
 
 
+def make_freeze(config: Config) -> Freeze:
+    """What the config's run leaves as it is."""
+    return Freeze(config.optimizer.freeze, config.optimizer.rates.to_dict())
+
+
+def make_run_optimizer(
+    config: Config, model: nn.Module, image_shape: Sequence[int], schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The config's update rule; see `make_optimizer`."""
+    decays = config.optimizer.layer_decay != 1
+    layers = number_layers(model, image_shape) if decays else None
+    return add_loss_scale(config, make_optimizer(config.optimizer, schedule, layers))
+
+
 def add_loss_scale(
     config: Config, tx: optax.GradientTransformation
 ) -> optax.GradientTransformation:
@@ -83,6 +99,7 @@ def make_run_state(
         seed=config.seed,
         ema=optimizer.ema_decay > 0,
         lookahead=optimizer.lookahead.every > 0,
+        freeze=make_freeze(config),
         initialize=initialize,
     )
 

@@ -18,6 +18,7 @@ from flaxcnn.data.augment import Augment, View, average_over
 from flaxcnn.data.feeders import Batch
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Task
+from flaxcnn.training.freeze import NOTHING_HELD, Freeze, overlay
 from flaxcnn.training.loss_scale import LossScaleState
 from flaxcnn.training.optim import Lookahead
 from flaxcnn.training.state import TrainState
@@ -54,6 +55,7 @@ class TrainStep:
       augment: what happens to images, and to targets with them, before all this.
       accumulate: micro-batches, over which the gradient is a mean; BatchNorm then sees
         batch / accumulate examples at a time.
+      freeze: what stays as it is; the gradient is that of the rest alone.
       lookahead: moves weights and batch statistics after the update.
       axis_name: pmap's axis, over which gradients, statistics and metrics are averaged.
     """
@@ -63,6 +65,7 @@ class TrainStep:
     tx: optax.GradientTransformation
     preprocess: Callable[[jax.Array], jax.Array]
     augment: Augment | None = None
+    freeze: Freeze = NOTHING_HELD
     accumulate: int = 1
     ema_decay: float = 0.0
     lookahead: Lookahead | None = None
@@ -74,12 +77,15 @@ class TrainStep:
         """The next state, and what was measured before the update."""
         if self.augment is not None:
             batch = self.augment(state.key, state.step, *batch)
-        grads, batch_stats, metrics = self._gradients(state, batch)
+        trained = self.freeze.trained(state.params)
+        grads, batch_stats, metrics = self._gradients(state, trained, batch)
+        batch_stats = self.freeze.moving(batch_stats)
         if self.axis_name is not None:
             grads, batch_stats, metrics = jax.lax.pmean(
                 (grads, batch_stats, metrics), self.axis_name
             )
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        batch_stats = overlay(state.batch_stats, batch_stats)
+        updates, opt_state = self.tx.update(grads, state.opt_state, trained)
         skipped = None
         if isinstance(opt_state, LossScaleState):
             before: Any = state.opt_state
@@ -88,19 +94,19 @@ class TrainStep:
             metrics = _keep_where(skipped, jax.tree.map(jnp.zeros_like, metrics), metrics)
             metrics["skipped_steps"] = skipped.astype(jnp.float32)
         updates = jax.tree.map(lambda u: u * lr_scale, updates)
-        params = optax.apply_updates(state.params, updates)
+        trained = optax.apply_updates(trained, updates)
         slow, ema = state.slow, state.ema
         if self.lookahead is not None:
-            now = (params, batch_stats)
-            (params, batch_stats), slow = self.lookahead(state.step + 1, now, slow)
+            now = (trained, batch_stats)
+            (trained, batch_stats), slow = self.lookahead(state.step + 1, now, slow)
         if ema is not None:
             # The average of few steps must not remember the initial values (as in TensorFlow).
             decay = jnp.minimum(self.ema_decay, (1 + state.step) / (10 + state.step))
-            average = optax.incremental_update(params, ema, 1 - decay)
+            average = optax.incremental_update(trained, ema, 1 - decay)
             ema = average if skipped is None else _keep_where(skipped, ema, average)
         state = state.replace(
             step=state.step + 1,
-            params=params,
+            params=overlay(state.params, trained),
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema=ema,
@@ -108,15 +114,15 @@ class TrainStep:
         )
         return state, metrics
 
-    def _gradients(self, state: TrainState, batch: Batch) -> tuple[Any, Any, Metrics]:
-        """Gradients, new batch statistics and metrics, over all micro-batches."""
+    def _gradients(self, state: TrainState, trained: Any, batch: Batch) -> tuple[Any, Any, Metrics]:
+        """The gradient of `trained`, new batch statistics and metrics, over all micro-batches."""
         scaling: Any = state.opt_state
         scale = scaling.scale if isinstance(scaling, LossScaleState) else None
         differentiate = jax.grad(self._loss, has_aux=True)
         noise_key = jax.random.fold_in(state.key, state.step)
         if self.accumulate == 1:
             grads, (batch_stats, metrics) = differentiate(
-                state.params, state.batch_stats, batch, noise_key, scale
+                trained, state.params, state.batch_stats, batch, noise_key, scale
             )
             return grads, batch_stats, metrics
 
@@ -124,7 +130,7 @@ class TrainStep:
             index, micro_batch = micro
             key = jax.random.fold_in(noise_key, index)
             grads, (batch_stats, metrics) = differentiate(
-                state.params, batch_stats, micro_batch, key, scale
+                trained, state.params, batch_stats, micro_batch, key, scale
             )
             return batch_stats, (grads, metrics)
 
@@ -139,18 +145,25 @@ class TrainStep:
         return grads, batch_stats, metrics
 
     def _loss(
-        self, params: Any, batch_stats: Any, batch: Batch, key: jax.Array, scale: jax.Array | None
+        self,
+        trained: Any,
+        params: Any,
+        batch_stats: Any,
+        batch: Batch,
+        key: jax.Array,
+        scale: jax.Array | None,
     ) -> Any:
         """What is minimised, with (new batch statistics, metrics) beside it."""
         images, targets = batch
-        outputs, updates = self.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            self.preprocess(images),
-            *self.task.inputs(targets),
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
+        with self.freeze.hold_statistics():
+            outputs, updates = self.model.apply(
+                {"params": overlay(params, trained), "batch_stats": batch_stats},
+                self.preprocess(images),
+                *self.task.inputs(targets),
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )
         measured = self.task.measure(outputs, targets)
         metrics = {name: jnp.mean(x) for name, x in measured.items() if x.ndim == 1}
         loss = self.task.losses(outputs, targets).mean()

@@ -287,7 +287,9 @@ def test_parameters_learn_at_rates_of_their_own(name):
 
 
 def test_a_rate_of_no_parameter_is_refused():
-    with pytest.raises(UserError, match="rates: no parameter is called fc/.*; .* like bn/bias, bn"):
+    with pytest.raises(
+        UserError, match="rates: no trained parameter is called fc/.*; .* like bn/bias, bn"
+    ):
         updates([A], rates=ConfigDict({"fc/*": 2.0, "bn/*": 2.0}))
 
 

@@ -17,6 +17,7 @@ from flaxcnn.training.facts import Facts, reload_data
 from flaxcnn.training.logger import Row, read_rows
 from flaxcnn.training.loop import Loop
 from flaxcnn.training.parts import find_monitor
+from flaxcnn.training.stages import find_run
 from flaxcnn.training.state import TrainState, hash_tree
 from flaxcnn.training.workdir import Workdir
 
@@ -67,7 +68,7 @@ def open_run(path: str | Path) -> PastRun:
 
     Raises UserError if there is none, or if its data or its metrics.jsonl cannot be read.
     """
-    folder = Workdir(path)
+    folder = Workdir(find_run(path))
     config, facts = folder.config(), Facts.read(folder)
     try:
         lines = read_rows(folder)
@@ -77,7 +78,7 @@ def open_run(path: str | Path) -> PastRun:
                 raise ValueError(f"a row without {', '.join(sorted(missing))}: {row}")
     except ValueError as error:
         raise UserError(f"{folder.metrics} is damaged: {error}") from error
-    experiment = Experiment(config, reload_data(config, facts, folder), facts)
+    experiment = Experiment(config, reload_data(config, facts, folder), facts, folder.path)
     saved = SavedCheckpoints(folder.checkpoints, find_monitor(config))
     return PastRun(folder, experiment, saved, lines)
 

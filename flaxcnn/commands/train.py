@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE
 from flaxcnn.training.config import Config, normalize
-from flaxcnn.training.config_check import check_field
+from flaxcnn.training.config_fields import check_field
 from flaxcnn.training.config_file import find_file, list_files, run_file
 from flaxcnn.training.config_help import describe_fields, format_rows
 from flaxcnn.training.stop_signal import StopSignal

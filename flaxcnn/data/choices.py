@@ -4,4 +4,4 @@ RESIZE = ("crop", "stretch", "pad")  # how an image of other proportions reaches
 ON_BAD_IMAGE = ("error", "skip")
 FEEDERS = ("auto", "resident", "streaming")
 SAMPLERS = ("natural", "balanced", "sqrt", "repeat_factor")
-NORMALIZATION = ("auto", "data", "sample")  # or given, as (mean, std)
+NORMALIZATION = ("auto", "data", "sample", "weights")  # or given, as (mean, std)

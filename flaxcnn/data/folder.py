@@ -76,7 +76,7 @@ def open_folder(path: str, image_format: ImageFormat, record: Record | None = No
     image_shape = _find_shape(
         [path for of_split in paths.values() for path in of_split], image_format
     )
-    full = ImageFormat(image_shape[:2], image_format.resize, image_shape[2])
+    full = image_format._replace(size=image_shape[:2], channels=image_shape[2])
     labels = {name: label for label, name in enumerate(found.class_names)}
     records: dict[str, Records] = {
         split: FolderRecords(
@@ -133,7 +133,7 @@ def _is_copy(one: Path, other: Path) -> bool:
 
 def _find_shape(paths: list[str], image_format: ImageFormat) -> tuple[int, int, int]:
     """The one shape of all images: from the format, and where it is open from the files."""
-    size, _, channels = image_format
+    size, channels = image_format.size, image_format.channels
     if size and channels:
         return size[0], size[1], channels
 

@@ -1,6 +1,7 @@
 """Image files to arrays: strict decoding, then one size and one number of channels for all."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,10 +55,17 @@ class ImageFormat(NamedTuple):
     size: tuple[int, ...]  # (height, width), or () to keep an image's own
     resize: str  # one of `choices.RESIZE`
     channels: int  # 1 grey, 3 RGB, 0 as in the image
+    fit: Callable[[np.ndarray], np.ndarray] | None = None  # [H, W, C] to size, instead of `resize`
 
 
 def read_image(
-    path: str | Path, size: tuple[int, ...], resize: str, channels: int, *, fast: bool = False
+    path: str | Path,
+    size: tuple[int, ...],
+    resize: str,
+    channels: int,
+    fit: Callable[[np.ndarray], np.ndarray] | None = None,
+    *,
+    fast: bool = False,
 ) -> np.ndarray:
     """An image file as uint8 [H, W, C], by the rules of `fit_image`.
 
@@ -71,9 +79,9 @@ def read_image(
     """
     try:
         with Image.open(path, formats=FILE_FORMATS) as image:
-            whole = _decode_part(image, size, resize) if fast and size else ()
+            whole = _decode_part(image, size, resize) if fast and size and not fit else ()
             pixels = _to_pixels(image)  # loads it; to Pillow truncated data is an error
-        return fit_image(pixels, size, resize, channels, whole)
+        return fit_image(pixels, size, resize, channels, fit, whole=whole)
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
         raise _explain(path, error) from error
 
@@ -106,6 +114,8 @@ def fit_image(
     size: tuple[int, ...],
     resize: str,
     channels: int,
+    fit: Callable[[np.ndarray], np.ndarray] | None = None,
+    *,
     whole: tuple[int, ...] = (),
 ) -> np.ndarray:
     """uint8 [H, W] or [H, W, 3] -> uint8 [height, width, channels].
@@ -115,11 +125,14 @@ def fit_image(
     Shrinking averages areas, enlarging interpolates linearly. Grey is Rec. 601 luma. An image that
     was decoded at a part of its size, (height, width) `whole`, goes where the whole would; what is
     left to shrink by less than 2 is interpolated linearly, which then still uses every pixel.
+    `fit` does it in another way: how images were made for pretrained weights.
     """
     if channels == 1 and image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     elif channels == 3 and image.ndim == 2:
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    if fit is not None:
+        return fit(image if image.ndim == 3 else image[:, :, None])
     if size and image.shape[:2] != tuple(size):
         image = _resize(image, (size[0], size[1]), resize, whole)
     return image if image.ndim == 3 else image[:, :, None]

@@ -16,7 +16,7 @@ _SAMPLE_SEED = 0  # of no run: runs on one training split have one normalisation
 def find_normalization(how: Any, split: Split, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per channel, float32 [C], that `data.normalization` asks for.
 
-    `how` is one of `choices.NORMALIZATION`, or (mean, std) for pixels scaled to 0..1. A sample is
+    `how` is "auto", "data", "sample", or (mean, std) for pixels scaled to 0..1. A sample is
     the same whatever the run's seed. Raises UserError for numbers of other than `channels`.
     """
     if not isinstance(how, str):

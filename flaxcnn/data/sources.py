@@ -78,6 +78,7 @@ def load_dataset(
     on_bad_image: str = "error",
     resident_limit: int = 2**31,
     record: Record | None = None,
+    fit: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Dataset:
     """Opens "digits", "tfds:<name>" or "folder:<path>"; the arguments are the fields of `data`.
 
@@ -88,12 +89,13 @@ def load_dataset(
     pixels are decoded once here and stay in memory; those of a larger one are decoded when they
     are loaded, none of them here. There on_bad_image="skip" means what `LazySplit.replace` says.
     A test split whose labels are withheld (all of them outside 0..C-1, as tfds gives -1) is left
-    out, which is said on stderr. With the `record` of a run the set must be the one recorded, and
+    out, which is said on stderr. `fit` brings images to `image_size` in a way of its own (see
+    `fit_image`). With the `record` of a run the set must be the one recorded, and
     the splits of a folder are those recorded.
     Raises UserError, in one line, for a wrong field, missing data, images that cannot be read
     (unless on_bad_image="skip"), other labels outside 0..C-1, or a set that has changed.
     """
-    image_format = ImageFormat(tuple(image_size), resize, channels)
+    image_format = ImageFormat(tuple(image_size), resize, channels, fit)
     _check_fields(image_format, split, validation, on_bad_image, resident_limit)
     kind, _, name = source.partition(":")
     if kind not in OPENERS or bool(name) == (kind == "digits"):
@@ -125,7 +127,7 @@ def _check_fields(
     on_bad_image: str,
     resident_limit: int,
 ) -> None:
-    size, resize, channels = image_format
+    size, resize, channels, _ = image_format
     if size and (len(size) != 2 or min(size) < 1):
         raise UserError(f"data.image_size must be (height, width) or (), got {size}")
     for field, value, choices in (

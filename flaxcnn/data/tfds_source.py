@@ -76,7 +76,7 @@ _SCALED = {  # by what the sides are divided by, for one and for three channels
 
 def _decode(encoded: bytes, image_format: ImageFormat, fast: bool) -> np.ndarray | None:
     whole, scale = (), 1
-    if fast and encoded.startswith(b"\xff\xd8"):  # JPEG
+    if fast and image_format.fit is None and encoded.startswith(b"\xff\xd8"):  # JPEG
         try:
             width, height = Image.open(io.BytesIO(encoded)).size
         except Exception:  # as in images.py; OpenCV has the word on what is damaged
@@ -91,7 +91,7 @@ def _decode(encoded: bytes, image_format: ImageFormat, fast: bool) -> np.ndarray
         return None
     if image_format.channels == 3:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return fit_image(image, *image_format, whole)
+    return fit_image(image, *image_format, whole=whole)
 
 
 def open_tfds(name: str, image_format: ImageFormat) -> Opened:
@@ -105,7 +105,7 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
 
     builder, class_names, image_shape = _open_builder(name, image_format)
     _prepare(name, builder)
-    full = ImageFormat(image_shape[:2], image_format.resize, image_shape[2])
+    full = image_format._replace(size=image_shape[:2], channels=image_shape[2])
     # Every image feature stays encoded: ours to be decoded here, the others because none asks.
     skip = {
         key: tfds.decode.SkipDecoding()

@@ -15,8 +15,9 @@ from typing import Any
 
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.registry import find_task
-from flaxcnn.training.config import Config, normalize
-from flaxcnn.training.config_check import check_field, validate
+from flaxcnn.training.config import Config
+from flaxcnn.training.config_check import validate
+from flaxcnn.training.config_fields import change_fields
 from flaxcnn.training.loop import train
 from flaxcnn.training.workdir import Workdir
 
@@ -82,7 +83,7 @@ def _runs(study: Study, workdir: Path, quick: Fields) -> Iterator[Run]:
     for seed in range(study.config.seed, study.config.seed + study.seeds):
         for case, fields in study.cases.items():
             try:
-                config = _change(study.config, {**fields, **quick, "seed": seed})
+                config = change_fields(study.config, {**fields, **quick, "seed": seed})
                 validate(config)
             except UserError as error:
                 raise UserError(f"case {case!r}: {error}") from None
@@ -90,19 +91,6 @@ def _runs(study: Study, workdir: Path, quick: Fields) -> Iterator[Run]:
             if config.run.mirror:  # a mirror is of one run
                 config.run.mirror = f"{config.run.mirror.rstrip('/')}/{place.as_posix()}"
             yield Run(case, config, workdir / place)
-
-
-def _change(config: Config, fields: Fields) -> Config:
-    """A copy of `config` with other values in the dotted `fields`."""
-    config = normalize(config)  # a copy
-    for path, value in fields.items():
-        check_field(path)
-        *parents, name = path.split(".")
-        owner: Any = config
-        for parent in parents:
-            owner = getattr(owner, parent)
-        setattr(owner, name, value)
-    return normalize(config)
 
 
 def _slug(case: str) -> str:

@@ -21,6 +21,7 @@ class ModelConfig:
     """Which network. `kwargs` go to `flaxcnn.create_model` beside `num_classes` and `dtype`."""
 
     name: str = "lenet5_dense"  # one of `flaxcnn list`
+    weights: str = ""  # to start with: a tag, "hf://...", URL#sha256=, "file:PATH", "run:WORKDIR"
     kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of the network
 
     def __post_init__(self):
@@ -60,7 +61,7 @@ class DataConfig:
     on_bad_image: str = "error"  # or "skip": damaged images are skipped and counted
     feeder: str = "auto"  # "resident" (on the device), "streaming", or by resident_limit
     resident_limit: int = 2**31  # bytes of uint8 images up to which "auto" is "resident"
-    normalization: object = "auto"  # "data", "sample" (of 2,000 images), by feeder, or (mean, std)
+    normalization: object = "auto"  # "data", "sample" (2,000 images), "weights", or (mean, std)
     augment: tuple[Any, ...] = ()  # of the training images: (("flip",), ("rotate", 15)), in order
     augment_classes: tuple[str, ...] = ()  # only of the images of these; () is all classes
     views: tuple[Any, ...] = ()  # over which the final test averages: (("shift", 1), ("flip",))
@@ -173,6 +174,7 @@ class Config:
     steps_per_call: int = 0  # 0: chosen from the network's multiply-adds and the device kind
     monitor: str = ""  # best checkpoint, early stopping: "loss", or "" for the task's own metric
     early_stopping: int = 0  # epochs without improvement of `monitor`; 0 never stops early
+    stages: tuple[Any, ...] = ()  # runs one after another: (("head", {"epochs": 2}), ...)
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,11 +1,8 @@
 """What is wrong with a config that can be known before any work, said in one line."""
 
 import dataclasses
-import difflib
 import json
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from flaxcnn.data.augment import read_policy, read_views
 from flaxcnn.data.choices import FEEDERS, NORMALIZATION, ON_BAD_IMAGE, RESIZE, SAMPLERS
@@ -13,8 +10,11 @@ from flaxcnn.errors import UserError
 from flaxcnn.tasks.registry import find_task
 from flaxcnn.training.budget import parse_budget
 from flaxcnn.training.config import BalanceConfig, Config, DataConfig, LossConfig, fields
-from flaxcnn.training.config_json import RENAMED, to_dict
+from flaxcnn.training.config_fields import check_field
+from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.freeze import compile_pattern
+from flaxcnn.training.stages import read_stages
+from flaxcnn.training.weights_spec import parse_spec
 
 _CHOICES = {
     "data.resize": RESIZE,
@@ -41,38 +41,6 @@ _AT_LEAST = {
 }
 
 
-def check_field(path: str) -> None:
-    """Raises UserError if `path` ("optimizer.learning_rate") names no field of `Config`."""
-    known = dict(fields(Config()))
-    if path in known:
-        return
-    if renamed := _describe_renamed(path, known):
-        raise UserError(renamed)
-    if within := [name for name in known if name.startswith(f"{path}.")]:
-        raise UserError(f"{path} is a section of the config: set {', '.join(within)}")
-    for name, value in known.items():
-        key = path.removeprefix(f"{name}.")
-        if isinstance(value, ConfigDict) and key != path:
-            if all(part.isidentifier() for part in key.split(".")):
-                return
-            raise UserError(f"{path}: write --config.{name}='{{\"{key}\": ...}}' instead")
-    close = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]}?" if close else f"; the fields are {', '.join(known)}"
-    raise UserError(f"the config has no field {path}{hint}")
-
-
-def _describe_renamed(path: str, known: dict[str, Any]) -> str:
-    """What a field, a section or a class's entry of an older version is called now, or ""."""
-    for old, new in RENAMED.items():
-        key = path.removeprefix(old)
-        if path == old or (key.startswith(".") and isinstance(known[new], ConfigDict)):
-            return f"{path} is now {new}{key}"
-    if any(name.startswith(f"{path}.") for name in known):  # a section that is still there
-        return ""
-    moved = (f"{old} is now {new}" for old, new in RENAMED.items() if old.startswith(f"{path}."))
-    return ", ".join(moved)
-
-
 def validate(config: Config) -> None:
     """Raises UserError, naming the field, for what can be known to be wrong before any work.
 
@@ -81,6 +49,7 @@ def validate(config: Config) -> None:
     _check_types(config, Config(), "")
     _check_augment(config.data)
     _check_normalization(config.data.normalization)
+    _check_weights(config)
     values = dict(fields(config))
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
@@ -101,6 +70,11 @@ def validate(config: Config) -> None:
     if not 0 <= config.optimizer.ema_decay < 1:
         raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
     _check_imbalance(config.data.balance, config.loss)
+    for stage in read_stages(config):
+        try:
+            validate(stage.config)
+        except UserError as error:
+            raise UserError(f"stage {stage.name!r}: {error}") from None
     try:
         json.dumps(to_dict(config))
     except TypeError as error:
@@ -124,6 +98,15 @@ def _check_normalization(value: Any) -> None:
             f"data.normalization must be {', '.join(NORMALIZATION)} or (mean, std) with a number "
             f"for each channel, as ((0.5,), (0.25,)), got {value!r}"
         )
+
+
+def _check_weights(config: Config) -> None:
+    weights = config.model.weights
+    if not weights:
+        if config.data.normalization == "weights":
+            raise UserError("data.normalization=weights needs model.weights, whose it is")
+    elif parse_spec(weights).source == "run:previous":
+        raise UserError(f"model.weights={weights!r} is of a stage; see stages")
 
 
 def _check_imbalance(balance: BalanceConfig, loss: LossConfig) -> None:
@@ -166,8 +149,8 @@ def _check_types(config: Any, default: Any, prefix: str) -> None:
             )
         if dataclasses.is_dataclass(value):
             _check_types(value, expected, f"{name}.")
-        elif name in ("data.augment", "data.views"):
-            continue  # `read_policy` and `read_views` know them better
+        elif name in ("data.augment", "data.views", "stages"):
+            continue  # `read_policy`, `read_views` and `read_stages` know them better
         elif isinstance(value, tuple):
             names = name == "data.augment_classes"
             if not all(isinstance(v, str if names else int | float) for v in value):

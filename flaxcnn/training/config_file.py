@@ -15,7 +15,8 @@ from typing import Any
 
 from flaxcnn.errors import UserError
 from flaxcnn.training.config import Config, normalize
-from flaxcnn.training.config_check import check_field, validate
+from flaxcnn.training.config_check import validate
+from flaxcnn.training.config_fields import check_field
 
 _PACKAGE = Path(__file__).parents[1]
 # The wheel has them within the package, a clone (an editable install, too) beside it.

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +25,9 @@ from flaxcnn.data.augment import (
 from flaxcnn.data.feeders import Resident, Streaming
 from flaxcnn.data.imbalance import Draws
 from flaxcnn.data.plans import EvalPlan, TrainPlan
-from flaxcnn.data.sources import Dataset, absolute_source
+from flaxcnn.data.sources import Dataset
 from flaxcnn.data.splits import ArraySplit, Split
+from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Task
 from flaxcnn.training.config import Config
 from flaxcnn.training.config_json import to_dict
@@ -32,6 +35,7 @@ from flaxcnn.training.evaluate import Evaluator
 from flaxcnn.training.facts import (
     Facts,
     count_classes,
+    describe_reading,
     find_facts,
     make_setting,
     reload_data,
@@ -51,9 +55,12 @@ from flaxcnn.training.parts import (
 )
 from flaxcnn.training.schedules import make_schedule
 from flaxcnn.training.sharding import make_parallel
+from flaxcnn.training.stages import Stage
+from flaxcnn.training.start import Match, Source, Start, find_reading, match_variables
 from flaxcnn.training.state import TrainState
 from flaxcnn.training.step import TrainStep, make_preprocess, make_train_call
-from flaxcnn.training.workdir import Workdir
+from flaxcnn.training.weights_spec import parse_spec
+from flaxcnn.training.workdir import Workdir, absolute
 
 _INITIAL_IMAGES = 5000  # that a network with `initialize_from` sees (Jordan 2024, section 3.2)
 
@@ -65,6 +72,7 @@ class Experiment:
     config: Config
     dataset: Dataset
     recorded: Facts | None = None  # of a run that has begun
+    folder: Path | None = None  # of the run; `previous:` in `model.weights` is about what is beside
 
     @cached_property
     def facts(self) -> Facts:
@@ -81,10 +89,23 @@ class Experiment:
                 draws=self.draws,
                 views=self.views,
                 num_devices=self.parallel.num_devices,
+                start=self.start,
             )
         if self.recorded.train_draws:
             return self.recorded
         return dataclasses.replace(self.recorded, **count_classes(self.draws))  # of an old version
+
+    @cached_property
+    def source(self) -> Source | None:
+        """The weights that the run starts with, to be loaded."""
+        return Source(self.config, self.folder) if self.config.model.weights else None
+
+    @cached_property
+    def start(self) -> Start | None:
+        """What is known of them."""
+        if self.recorded is not None:
+            return self.recorded.start
+        return self.source.start if self.source else None
 
     @cached_property
     def parallel(self):
@@ -101,7 +122,7 @@ class Experiment:
     @cached_property
     def model(self) -> nn.Module:
         """The network."""
-        return make_model(self.config, self.task, self.parallel.axis_name)
+        return make_model(self.config, self.task, self.parallel.axis_name, self.start)
 
     @cached_property
     def draws(self) -> Draws:
@@ -157,6 +178,8 @@ class Experiment:
 
     def warnings(self) -> list[str]:
         """What the user should know of this run before it starts."""
+        if self.start is not None and not parse_spec(self.config.model.weights).partial:
+            return []  # averages start with those of the weights
         updates = self.plan.total_steps * self.config.optimizer.accumulate
         found = judge_momentum(self.facts.norm_momentum, updates, self.model)
         return [found] if found else []
@@ -164,13 +187,40 @@ class Experiment:
     def initial_state(self) -> TrainState:
         """The run at step 0, a function of the config and the training split's first images."""
         initialize = getattr(self.model, "initialize_from", None)
-        if initialize is not None:
+        if self.source is not None:
+            initialize = self._take_weights
+        elif initialize is not None:
             train = self.dataset.splits["train"]
             images, _ = train.load(np.arange(min(len(train), _INITIAL_IMAGES)))
             images = self.preprocess(jnp.asarray(images))
             initialize = functools.partial(initialize, images=images)
         shape = self.facts.image_shape
         return make_run_state(self.config, self.model, self.tx, shape, initialize)
+
+    def _take_weights(self, variables: Any) -> Any:
+        """The network's first variables with those of `model.weights`; what is new is said."""
+        assert self.source is not None and self.start is not None
+        if self.source.start.sha256 != self.start.sha256:
+            raise UserError(
+                f"model.weights: {self.start.source} is not what the run has started with"
+            )
+        theirs = self.source.load(self.facts.image_shape[2])
+        match = self.match_weights(variables, theirs)
+        names = self.facts.class_names
+        line = match.describe(self.config.model.name, self.source.start, names)
+        print(line, file=sys.stderr)
+        del self.__dict__["source"]  # and with it its arrays
+        return match.apply(variables, theirs)
+
+    def match_weights(self, variables: Any, theirs: Any) -> Match:
+        """What of the network's variables is taken of `theirs`; both may be shapes.
+
+        Raises UserError where they do not fit.
+        """
+        assert self.start is not None
+        partial = parse_spec(self.config.model.weights).partial
+        shape = self.dataset.image_shape
+        return match_variables(self.model, shape, variables, theirs, self.start.source, partial)
 
     def abstract_state(self) -> TrainState:
         """Shapes and types of the state."""
@@ -233,27 +283,79 @@ class Experiment:
         )
 
 
-def make_experiment(config: Config, workdir: Workdir) -> Experiment:
+def open_experiment(config: Config, folder: Path | None = None) -> Experiment:
+    """A run that is to begin in `folder`: its weights are found and its data is loaded."""
+    source = Source(config, folder) if config.model.weights else None
+    reading = find_reading(config, source.start if source else None)
+    experiment = Experiment(config, load_data(config, reading=reading), folder=folder)
+    experiment.source = source
+    return experiment
+
+
+def check_stages(stages: Sequence[Stage], folder: Path) -> Experiment:
+    """Tries what each stage of a run in `folder` can get wrong; gives what the first is made of.
+
+    Weights that a stage has from the one before are taken to be like its network. Raises UserError
+    naming the stage.
+    """
+    opened: list[Experiment] = []
+    for stage in stages:
+        try:
+            opened.append(_open_stage(stage, folder, opened[-1] if opened else None))
+        except UserError as error:
+            raise UserError(f"stage {stage.name!r}: {error}") from None
+    return opened[0]
+
+
+def _open_stage(stage: Stage, folder: Path, before: Experiment | None) -> Experiment:
+    config = stage.config
+    if before is None or not stage.previous:
+        experiment = open_experiment(config, folder / stage.name)
+    else:
+        other = config.model.name != before.config.model.name
+        start = Start(
+            f"the stage {stage.previous}",
+            preprocessing=describe_reading(before.config, before.facts),
+            class_names=tuple(before.facts.class_names),
+            kwargs=before.start.kwargs if before.start and not other else {},
+        )
+        dataset = before.dataset
+        if (config.data, config.seed) != (before.config.data, before.config.seed):
+            dataset = load_data(config, reading=find_reading(config, start))
+        experiment = Experiment(config, dataset, folder=folder / stage.name)
+        experiment.start = start
+        ours, theirs = (of.abstract_state().variables for of in (experiment, before))
+        experiment.match_weights(ours, theirs)
+    _ = experiment.plan, experiment.schedule, experiment.lookahead
+    return experiment
+
+
+def make_experiment(
+    config: Config, workdir: Workdir, opened: Experiment | None = None
+) -> Experiment:
     """The run of `workdir`: its facts are found on the first start and read on later ones.
 
+    `opened` is what `open_experiment` gives for it, if that has been done.
     Everything the config can get wrong has been tried before the first file is written.
     """
     # A path outlives the folder that a command runs in.
-    data = dataclasses.replace(config.data, source=absolute_source(config.data.source))
-    written = to_dict(dataclasses.replace(config, data=data))
+    written = to_dict(absolute(config))
     if workdir.has("run"):
         facts = Facts.read(workdir)
         dataset = reload_data(config, facts, workdir)
         if workdir.read("config") != written:  # the same files in another place, another `run.*`
             workdir.write("config", written)
-        return Experiment(config, dataset, facts)
+        return Experiment(config, dataset, facts, workdir.path)
     # The optimizer's mistakes are reported before a large set is read; any epoch length will do.
     schedule = make_schedule(config.optimizer, 1000, config.epochs)
     make_optimizer(config.optimizer, schedule)
     make_lookahead(config.optimizer, 1000 * config.epochs)
-    dataset = load_data(config)
-    experiment = Experiment(config, dataset)
+    experiment = opened or open_experiment(config, workdir.path)
+    dataset = experiment.dataset
     _ = experiment.plan  # refuses a batch larger than the split
+    if experiment.source is not None:  # wrong weights are reported before anything is compiled
+        theirs = experiment.source.load(experiment.facts.image_shape[2])
+        experiment.match_weights(experiment.abstract_state().variables, theirs)
     workdir.write("config", written)
     if dataset.files:
         workdir.write("splits", dict(dataset.files))

@@ -27,6 +27,8 @@ def extend(config: Config, workdir: str | Path, epochs: int) -> None:
     validate(config)
     if epochs < 1:
         raise UserError(f"--extend must be at least 1 epoch, got {epochs}")
+    if config.stages:
+        raise UserError(f"--extend {epochs}: a config with stages cannot be extended")
     folder = Workdir(workdir)
     with folder.claim(config):
         Mirror(config.run.mirror, folder).restore(config)

@@ -29,8 +29,10 @@ from flaxcnn.training.parts import (
     make_run_state,
 )
 from flaxcnn.training.sharding import check_divisible
+from flaxcnn.training.start import Start, find_reading
 from flaxcnn.training.step import check_takes
 from flaxcnn.training.workdir import Workdir
+from flaxcnn.weights.preprocessing import Preprocessing
 
 # Multiply-adds per second that a call is planned with, for about half a second of work. Fixed
 # numbers and no clock: the steps per call decide the bits of the result.
@@ -60,6 +62,7 @@ class Facts:
     norm_momentum: float = 0.0  # the largest of BatchNorm; 0 without, and in runs of old versions
     data_version: str = ""  # "" in runs of old versions
     extended: list[int] = dataclasses.field(default_factory=list)  # epochs, see `extend.py`
+    weights: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `Start`; {} without
 
     @classmethod
     def read(cls, workdir: Workdir) -> "Facts":
@@ -79,6 +82,11 @@ class Facts:
         return cls(**values)
 
     @property
+    def start(self) -> Start | None:
+        """The weights that the run starts with."""
+        return Start.from_dict(self.weights) if self.weights else None
+
+    @property
     def setting(self) -> Setting:
         """What the run's task is made from."""
         return make_setting(self.class_names, self.image_shape, self.train_images, self.train_draws)
@@ -93,6 +101,7 @@ def find_facts(
     draws: Draws,
     views: Sequence[View],
     num_devices: int,
+    start: Start | None = None,
 ) -> Facts:
     """Measures the training split and the network. Raises UserError where they do not fit."""
     if "validation" not in dataset.splits:
@@ -133,9 +142,9 @@ def find_facts(
         streamed_bytes=batch * int(np.prod(dataset.image_shape)),
         steps_per_epoch=max(1, len(draws) // batch),
     )
-    mean, std = find_normalization(
-        config.data.normalization, dataset.splits["train"], dataset.image_shape[2]
-    )
+    reading = find_reading(config, start)
+    how = (reading.mean, reading.std) if reading else config.data.normalization
+    mean, std = find_normalization(how, dataset.splits["train"], dataset.image_shape[2])
     return Facts(
         class_names=list(dataset.class_names),
         image_shape=list(dataset.image_shape),
@@ -148,6 +157,7 @@ def find_facts(
         **count_classes(draws),
         norm_momentum=max(momenta, default=0.0),
         data_version=dataset.version,
+        weights=start.to_dict() if start else {},
     )
 
 
@@ -163,6 +173,17 @@ def make_setting(
         train_images = train_draws = ()
     shape = height, width, channels
     return Setting(tuple(class_names), shape, tuple(train_images), tuple(train_draws))
+
+
+def describe_reading(config: Config, facts: Facts) -> Preprocessing:
+    """What a run's images are made into."""
+    reading = find_reading(config, facts.start)
+    if reading is not None and config.task.name == "classification":
+        return reading
+    height, width, _ = facts.image_shape
+    resize = config.data.resize if config.data.image_size else ""
+    mean, std = tuple(facts.mean), tuple(facts.std)
+    return Preprocessing((height, width), mean, std, crop=1.0, interpolation="area", resize=resize)
 
 
 def count_classes(draws: Draws) -> dict[str, Any]:
@@ -188,7 +209,7 @@ def reload_data(config: Config, facts: Facts, workdir: Workdir) -> Dataset:
             f"the run's data set, {source}, is not there; where it has been moved to is said by "
             "data.source to training and by --source to evaluate"
         )
-    dataset = load_data(config, workdir.record())
+    dataset = load_data(config, workdir.record(), find_reading(config, facts.start))
     changes = []
     if list(dataset.image_shape) != list(facts.image_shape):
         shapes = ["x".join(map(str, shape)) for shape in (dataset.image_shape, facts.image_shape)]

@@ -18,7 +18,7 @@ from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.config import Config
 from flaxcnn.training.evaluate import Evaluation
 from flaxcnn.training.experiment import Experiment
-from flaxcnn.training.facts import Facts, reload_data
+from flaxcnn.training.facts import Facts, describe_reading, reload_data
 from flaxcnn.training.parts import (
     find_monitor,
     make_model,
@@ -27,6 +27,7 @@ from flaxcnn.training.parts import (
     make_task,
 )
 from flaxcnn.training.predictor import Predictor
+from flaxcnn.training.stages import find_run
 from flaxcnn.training.step import check_takes
 from flaxcnn.training.workdir import Workdir
 from flaxcnn.weights.preprocessing import Preprocessing
@@ -52,24 +53,21 @@ class TrainedRun:
         An image is judged as the run's own test images were, whose figures are in result.json. A
         file is brought to size as the config says; where that gives no size it must have the run's.
         """
-        data, (height, width, _) = self.config.data, self.facts.image_shape
-        preprocessing = Preprocessing(
-            (height, width),
-            tuple(self.facts.mean),
-            tuple(self.facts.std),
-            crop=1.0,
-            interpolation="area",
-            resize=data.resize if data.image_size else "",
-        )
+        data = self.config.data
         return Predictor(
             self.model,
             self.variables,
-            preprocessing,
+            self.preprocessing,
             self.task,
             views=read_views(data.views, self.facts.image_shape),
             batch_size=data.eval_batch_size,
             description=f"{self.workdir.path}, step {self.step}",
         )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the run's own images were made into."""
+        return describe_reading(self.config, self.facts)
 
     def evaluate(
         self,
@@ -125,14 +123,15 @@ class TrainedRun:
 def load_run(path: str | Path, checkpoint: str = "best") -> TrainedRun:
     """The run in folder `path` at its "best" checkpoint (by validation metric) or its "last".
 
+    Of a config with stages it is the last that has begun.
     It changes nothing there, so the run may be training. A damaged checkpoint is reported on
     stderr, and the next best or the one before is taken.
     Raises UserError if there is no run, no checkpoint yet, or none that can be read.
     """
-    workdir = Workdir(path)
+    workdir = Workdir(find_run(path))
     config, facts = workdir.config(), Facts.read(workdir)
     task = make_task(config, facts.setting)
-    model = make_model(config, task, None)
+    model = make_model(config, task, None, facts.start)
     rate = config.optimizer.learning_rate
     tx = make_run_optimizer(config, model, facts.image_shape, lambda step: rate)
     abstract = jax.eval_shape(lambda: make_run_state(config, model, tx, facts.image_shape))
@@ -165,7 +164,7 @@ def load(
 
     Raises UserError as `from_pretrained` and `load_run`.
     """
-    if Workdir(source).has("run"):
+    if Workdir(find_run(source)).has("run"):
         predictor = load_run(source, checkpoint).predictor
         predictor.batch_size = batch_size or predictor.batch_size
         return predictor

@@ -18,8 +18,9 @@ from flaxcnn.training.budget import Budget
 from flaxcnn.training.checkpoint import Checkpoints, History
 from flaxcnn.training.config import Config, normalize
 from flaxcnn.training.config_check import validate
+from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.environment import find_warnings
-from flaxcnn.training.experiment import Experiment, make_experiment
+from flaxcnn.training.experiment import Experiment, check_stages, make_experiment
 from flaxcnn.training.logger import Logger
 from flaxcnn.training.loss_scale import LEAST
 from flaxcnn.training.mirror import Mirror
@@ -27,9 +28,10 @@ from flaxcnn.training.parts import find_monitor
 from flaxcnn.training.report import draw_missing, print_result, print_start, report_run
 from flaxcnn.training.schedules import plateau_scale, should_stop
 from flaxcnn.training.sessions import begin_session
+from flaxcnn.training.stages import find_run, read_stages
 from flaxcnn.training.state import TrainState, hash_tree
 from flaxcnn.training.stop_signal import StopSignal
-from flaxcnn.training.workdir import Workdir
+from flaxcnn.training.workdir import Workdir, absolute
 
 
 def run(
@@ -51,7 +53,10 @@ def run(
         return None
     if finished:
         print(f"{folder.path} holds this run, finished; its result:")
-    print_result(folder)
+    figure = find_monitor(config).name if config.monitor != "loss" else "loss"
+    for name, of_stage in result.get("stages", {}).items():
+        print(f"stage {name}: {of_stage['split']} {figure} {of_stage[figure]:.4f}")
+    print_result(Workdir(find_run(folder.path)))
     return result
 
 
@@ -66,9 +71,60 @@ def train(
     """See `flaxcnn.training.train`, which takes a config's name, too; `started` as in `run`."""
     config = normalize(config)
     validate(config)
+    if config.stages:
+        return _train_stages(config, Workdir(workdir), on_validation, stop, started)
+    return _train(config, Workdir(workdir), on_validation, stop, started)
+
+
+def _train_stages(
+    config: Config,
+    folder: Workdir,
+    on_validation: Callable[[dict[str, float]], object] | None,
+    stop: Callable[[], bool] | None,
+    started: float | None,
+) -> dict[str, Any] | None:
+    """Trains each stage in a folder of its own within `folder`, whose result is the last one's.
+
+    The config is written once all stages have been checked: it is not done again.
+    """
+    if folder.has("run"):
+        folder.check(config, str(folder.path), "--workdir")
+    stages, opened = read_stages(config), None
+    if folder.has("config"):
+        folder.check(config, str(folder.path), "--workdir")
+    else:
+        opened = check_stages(stages, folder.path)
+        folder.make()
+        folder.write("config", to_dict(absolute(config)))
+    started = time.monotonic() if started is None else started
+    results: dict[str, Any] = {}
+    with StopSignal() as signals:
+        for number, stage in enumerate(stages, 1):
+            if signals.requested or (stop is not None and stop()):
+                return None
+            place = Workdir(folder.path / stage.name)
+            if not place.has("result"):
+                print(f"stage {number} of {len(stages)}: {stage.name}", flush=True)
+            result = _train(stage.config, place, on_validation, stop, started, opened)
+            if result is None:
+                return None
+            results[stage.name], opened = result, None
+    whole = {**results[stages[-1].name], "stages": results}
+    folder.write("result", whole)
+    return whole
+
+
+def _train(
+    config: Config,
+    folder: Workdir,
+    on_validation: Callable[[dict[str, float]], object] | None,
+    stop: Callable[[], bool] | None,
+    started: float | None,
+    opened: Experiment | None = None,
+) -> dict[str, Any] | None:
+    """One run; `opened` as for `make_experiment`."""
     budget = Budget(config.run.budget, started)
     keep_freed_memory()
-    folder = Workdir(workdir)
     mirror = Mirror(config.run.mirror, folder)
     with folder.claim(config) as lock, StopSignal() as signals, mirror:
         mirror.restore(config)
@@ -77,7 +133,7 @@ def train(
             return folder.read("result")
         for warning in find_warnings():
             print(f"WARNING: {warning}", file=sys.stderr)
-        experiment = make_experiment(config, folder)
+        experiment = make_experiment(config, folder, opened)
         for warning in experiment.warnings():
             print(f"WARNING: {warning}", file=sys.stderr)
         print_start(experiment)

@@ -22,7 +22,9 @@ from flaxcnn.training.config import Config, DataConfig, LossConfig
 from flaxcnn.training.freeze import Freeze
 from flaxcnn.training.loss_scale import scale_loss
 from flaxcnn.training.optim import make_optimizer, number_layers
+from flaxcnn.training.start import Start
 from flaxcnn.training.state import TrainState, make_state
+from flaxcnn.weights.preprocessing import Preprocessing
 
 
 def make_task(config: Config, setting: Setting) -> Task:
@@ -51,10 +53,16 @@ def find_monitor(config: Config) -> Metric:
     return Metric("loss", "min") if config.monitor == "loss" else own
 
 
-def make_model(config: Config, task: Task, axis_name: str | None) -> nn.Module:
-    """The config's network, with the outputs that its task needs unless `model.kwargs` says so."""
+def make_model(
+    config: Config, task: Task, axis_name: str | None, start: Start | None = None
+) -> nn.Module:
+    """The config's network, with the outputs that its task needs unless `model.kwargs` says so.
+
+    And with what the weights that it starts with need.
+    """
     kwargs: dict[str, Any] = {
         "num_classes": task.num_outputs(),
+        **(start.kwargs if start else {}),
         **config.model.kwargs,
         "dtype": jnp.dtype(config.precision),
         "axis_name": axis_name,
@@ -104,23 +112,31 @@ def make_run_state(
     )
 
 
-def load_data(config: Config, record: Record | None = None) -> Dataset:
+def load_data(
+    config: Config, record: Record | None = None, reading: Preprocessing | None = None
+) -> Dataset:
     """The config's data set, its training split with the share of each class to be kept.
 
-    With the `record` of a run, the set and the splits that the run has recorded.
+    With the `record` of a run, the set and the splits that the run has recorded; with `reading`,
+    images as weights want them (see `find_reading`), whose targets have no place in them.
     """
     data = config.data
+    if reading is not None and config.task.name == "classification":
+        size, channels, fit = reading.image_size, reading.channels, reading.fit
+    else:
+        size, channels, fit = data.image_size, data.channels, None
     dataset = load_dataset(
         data.source,
-        image_size=data.image_size,
+        image_size=size,
         resize=data.resize,
-        channels=data.channels,
+        channels=channels,
         split=data.split,
         validation=data.validation,
         seed=config.seed,
         on_bad_image=data.on_bad_image,
         resident_limit=_resident_limit(data),
         record=record,
+        fit=fit,
     )
     shares = data.balance.subsample.to_dict()
     train = subsample(dataset.splits["train"], dataset.class_names, shares, config.seed)

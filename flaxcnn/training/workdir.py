@@ -11,6 +11,7 @@ JSON files appear whole or not at all.
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -27,6 +28,7 @@ from flaxcnn.training.config import Config
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.config_json import VERSION, differences, from_dict, to_dict
 from flaxcnn.training.lock import Lock, hold, release
+from flaxcnn.training.weights_spec import absolute_weights
 
 # What mounts say that cannot rename over a file, or not one that is open.
 _NO_REPLACE = (errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -53,13 +55,9 @@ class Workdir:
         Raises UserError if it belongs to another config, naming the fields that differ, if
         another process is training in it, or if the disk fills up while the run uses it.
         """
-        if self.has("run"):
+        if self.has("run") or (self.has("config") and self.read("config").get("stages")):
             self.check(config, str(self.path), "--workdir")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / ".lock").touch()
-        except OSError as error:
-            raise UserError(f"cannot write to --workdir {self.path}: {error.strerror}") from error
+        self.make()
         with hold(self.path) as lock:
             try:
                 yield lock
@@ -76,15 +74,22 @@ class Workdir:
                     if not any(self.path.iterdir()):
                         self.path.rmdir()
 
+    def make(self) -> None:
+        """Makes the folder. Raises UserError if it cannot be written to."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / ".lock").touch()
+        except OSError as error:
+            raise UserError(f"cannot write to --workdir {self.path}: {error.strerror}") from error
+
     def check(self, config: Config, name: str, flag: str) -> None:
         """Raises UserError if the run here, given by `flag` and called `name`, has another config.
 
         The error names the fields that differ, or what has changed in a data set that was moved.
         """
-        before, after = map(to_dict, (self.config(), config))
+        before, after = (to_dict(absolute(of)) for of in (self.config(), config))
         for values in (before, after):
             del values["run"]  # changes no result
-            values["data"]["source"] = absolute_source(values["data"]["source"])
         source = after["data"]["source"]
         moved = source != before["data"]["source"] and self.has("splits")
         if moved:
@@ -156,6 +161,14 @@ class Workdir:
 
     def _file(self, name: str) -> Path:
         return self.path / name
+
+
+def absolute(config: Config) -> Config:
+    """The config with its paths as they can be used from any folder."""
+    data = dataclasses.replace(config.data, source=absolute_source(config.data.source))
+    weights = absolute_weights(config.model.weights)
+    model = dataclasses.replace(config.model, weights=weights)
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def replace(source: Path, target: Path) -> None:

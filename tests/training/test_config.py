@@ -61,13 +61,13 @@ def test_the_defaults_are_valid_and_plain_kwargs_are_taken():
         (
             "data.normalization",
             "mean",
-            "data.normalization must be auto, data, sample or (mean, std) with a number for each "
-            "channel, as ((0.5,), (0.25,)), got 'mean'",
+            "data.normalization must be auto, data, sample, weights or (mean, std) with a number "
+            "for each channel, as ((0.5,), (0.25,)), got 'mean'",
         ),
         ("data.normalization", ((0.5,), (0.0,)), "data.normalization must be auto, data, "),
         ("data.normalization", ((0.5,), (1.0, 1.0)), "data.normalization must be auto, data, "),
-        ("data.normalization", ((), ()), "data.normalization must be auto, data, sample or "),
-        ("data.normalization", 3, "data.normalization must be auto, data, sample or "),
+        ("data.normalization", ((), ()), "data.normalization must be auto, data, sample, w"),
+        ("data.normalization", 3, "data.normalization must be auto, data, sample, weights or "),
         ("data.batch_size", "64", "data.batch_size must be int, got str '64'"),
         ("data.image_size", ("a",), "data.image_size must hold numbers only, got ('a',)"),
         ("optimizer.accumulate", 5, "optimizer.accumulate must divide data.batch_size: 5 does not"),

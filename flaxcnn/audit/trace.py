@@ -34,10 +34,10 @@ from flaxcnn.training.config import Config, normalize
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.environment import environment
-from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.experiment import Experiment, open_experiment
 from flaxcnn.training.loop import lr_scale
 from flaxcnn.training.loss_scale import LossScaleState
-from flaxcnn.training.parts import add_loss_scale, load_data
+from flaxcnn.training.parts import add_loss_scale
 from flaxcnn.training.state import TrainState
 
 Trace = dict[str, np.ndarray]
@@ -55,7 +55,9 @@ def record(
     if isinstance(target, Config):
         config = normalize(target)
         validate(config)
-        experiment = Experiment(config, load_data(config))
+        if config.stages:
+            raise UserError("a config with stages has no steps of its own: record a stage's run")
+        experiment = open_experiment(config)
         if start:
             raise UserError(f"start={start} needs a run, which has a checkpoint there")
         state, history = experiment.initial_state(), []

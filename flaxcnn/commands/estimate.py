@@ -9,11 +9,18 @@ from absl import flags
 
 from flaxcnn.commands.train import parse
 from flaxcnn.errors import UserError
-from flaxcnn.estimate.estimate import EFFICIENCY, Estimate, estimate_config, parse_duration
+from flaxcnn.estimate.estimate import (
+    EFFICIENCY,
+    Estimate,
+    estimate_config,
+    parse_duration,
+    without_weights,
+)
 from flaxcnn.exit_status import DONE
 from flaxcnn.training.config import Config
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.config_help import format_rows
+from flaxcnn.training.stages import Stage, read_stages
 
 
 def estimate(arguments: Sequence[str]) -> int:
@@ -25,11 +32,16 @@ def estimate(arguments: Sequence[str]) -> int:
         raise UserError(" ".join(str(error).split())) from error
     validate(config)
     session = parse_duration(args.session) if args.session else None
-    found = estimate_config(config, chip_name=args.chip, session=session)
+    before, stages = None, {}
+    for stage in read_stages(config) or [Stage("", config)]:
+        before = without_weights(stage.config, before)
+        found = estimate_config(before, chip_name=args.chip, session=session)
+        stages[stage.name] = found.to_dict()
+        if not args.json:
+            title = f"stage {stage.name}\n" if stage.name else ""
+            print(f"{title}{format_estimate(found, before)}")
     if args.json:
-        print(json.dumps(found.to_dict()))
-    else:
-        print(format_estimate(found, config))
+        print(json.dumps({"stages": stages} if config.stages else stages[""]))
     return DONE
 
 

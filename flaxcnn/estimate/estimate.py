@@ -21,6 +21,7 @@ from flaxcnn.estimate.tpu_compile import compile_for_tpu
 from flaxcnn.estimate.unread import forget_images, open_unread
 from flaxcnn.training.config import Config
 from flaxcnn.training.experiment import Experiment
+from flaxcnn.training.start import Source, find_reading
 
 # Of the roofline's speed, what good trainings of CNNs reach: the fastest ResNet-50 published for an
 # A100 runs at 0.56 of what its memory's traffic allows, records on CIFAR-10 at 0.4.
@@ -85,6 +86,31 @@ def parse_duration(text: str) -> float:
     if not seconds:
         raise UserError(f"--session must be a time such as 80m, 1h30m or 45s, got {text!r}")
     return seconds
+
+
+def without_weights(config: Config, before: Config | None = None) -> Config:
+    """The config with first weights of its own, and images of the size that `model.weights` want.
+
+    `before` is what this gave for the stage before. Published weights are found for that, and so
+    downloaded if they are not here; they are not read.
+    """
+    data, weights = config.data, config.model.weights
+    if data.normalization == "weights":
+        if before is not None and weights.startswith("previous:"):
+            size, channels = before.data.image_size, before.data.channels
+        else:
+            reading = find_reading(config, Source(config).start)
+            assert reading is not None
+            size, channels = reading.image_size, reading.channels
+        data = dataclasses.replace(
+            data,
+            normalization="auto",
+            image_size=data.image_size or size,
+            channels=data.channels or channels,
+        )
+    return dataclasses.replace(
+        config, data=data, model=dataclasses.replace(config.model, weights="")
+    )
 
 
 def estimate_config(

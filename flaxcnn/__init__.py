@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flaxcnn import weights
+    from flaxcnn import analysis, weights
     from flaxcnn.models import create_model, feature_info, fold_batch_norm, init, list_models
     from flaxcnn.training import train
     from flaxcnn.training.inference import load
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "analysis",
     "create_model",
     "feature_info",
     "fold_batch_norm",
@@ -26,7 +27,7 @@ __all__ = [
     "train",
     "weights",
 ]
-_PARTS = ("audit", "data", "errors", "layers", "models", "tasks", "training", "weights")
+_PARTS = ("analysis", "audit", "data", "errors", "layers", "models", "tasks", "training", "weights")
 
 if not TYPE_CHECKING:  # to whom a module with it has every name
 

@@ -16,16 +16,18 @@ ALLOWED = {
     "layers": {"errors", "compat"},
     "models": {"errors", "compat", "layers"},
     "weights": {"errors", "layers", "models", "data"},
+    "analysis": {"errors", "compat", "layers", "models", "weights", "data"},
     "data": {"errors"},
     "tasks": {"errors", "data", "models", "layers"},
     "training": {"errors", "exit_status", "memory", "tasks", "data", "models", "layers", "weights"},
     "study": {"errors", "training", "tasks"},
     "audit": {"errors", "training", "data", "models"},
-    "estimate": {"errors", "training", "data", "models", "layers", "compat"},
+    "estimate": {"errors", "analysis", "training", "data", "models", "layers", "compat"},
     "commands": {
         "__version__",
         "errors",
         "exit_status",
+        "analysis",
         "audit",
         "estimate",
         "study",
@@ -35,7 +37,7 @@ ALLOWED = {
         "data",
         "models",
     },
-    "__init__": {"models", "training", "weights"},
+    "__init__": {"analysis", "models", "training", "weights"},
     "__main__": {"commands"},
 }
 # Each outside thing is known to one part only.

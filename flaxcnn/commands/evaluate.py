@@ -13,7 +13,7 @@ def run(args: argparse.Namespace) -> int:
     """Metrics of a run's checkpoint on a split of its data set."""
     trained_run = load_run(args.workdir, args.checkpoint)
     views = None if args.views is None else _parse_views(args.views)
-    size = _parse_size(args.image_size) if args.image_size else ()
+    size = parse_size(args.image_size) if args.image_size else ()
     measured = trained_run.evaluate(
         args.split, views=views, image_size=size, resize=args.resize, source=args.source
     )
@@ -49,7 +49,8 @@ def _parse_views(text: str) -> tuple[tuple[Any, ...], ...]:
     )
 
 
-def _parse_size(text: str) -> tuple[int, ...]:
+def parse_size(text: str) -> tuple[int, ...]:
+    """`--image-size` as written on the command line: "224,224"."""
     height, _, width = text.partition(",")
     if not (height.isdigit() and width.isdigit()):
         raise UserError(f"--image-size must be HEIGHT,WIDTH, got {text!r}")

@@ -36,7 +36,7 @@ def _add(group: Any, name: str, text: str, module: str = "") -> argparse.Argumen
 
 
 def _add_looking(commands: Any) -> None:
-    """What needs no run: list, visualize, doctor."""
+    """What needs no run: list, summary, visualize, doctor."""
     command = _add(commands, "list", "Names of networks, or of optimizers, augmentations, ...")
     command.add_argument(
         "words",
@@ -54,6 +54,16 @@ def _add_looking(commands: Any) -> None:
         metavar="NAME",
         help="--pretrained: those with this licence, or permissive: for any use",
     )
+
+    command = _add(commands, "summary", "The layers of a network, and what each takes.")
+    command.add_argument(
+        "network", metavar="NAME|RUN", help="name of a network, or folder of a run"
+    )
+    command.add_argument(
+        "--image-size", metavar="H,W", help="of the images (default: the network's, or the run's)"
+    )
+    command.add_argument("--batch", type=int, default=1, metavar="N", help="images in memory")
+    command.add_argument("--format", default="text", choices=("text", "markdown", "json"))
 
     visualize = commands.add_parser("visualize", help="Pictures of what cannot be seen otherwise.")
     kinds = visualize.add_subparsers(dest="kind", required=True, metavar="KIND")

@@ -4,7 +4,6 @@ XLA says what memory it has planned and what the program reads and writes; nothi
 """
 
 import dataclasses
-import math
 import re
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flaxcnn.analysis.memory_model import abstract_bytes
 from flaxcnn.data.feeders import Resident, Streaming
 from flaxcnn.training.experiment import Experiment
 from flaxcnn.training.sharding import make_parallel
@@ -145,17 +145,6 @@ def compile_step(experiment: Experiment, devices: Sequence[Any] = ()) -> Step:
     traffic += max(0, micro) * (experiment.config.optimizer.accumulate - 1)
     return Step(
         batch, memory, state, data, flops, traffic, seconds, donated=plan.alias_size_in_bytes
-    )
-
-
-def abstract_bytes(tree: Any) -> float:
-    """Bytes of a tree of abstract arrays; a key of random numbers takes two words."""
-    return float(
-        sum(
-            math.prod(x.shape)
-            * (8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
-            for x in jax.tree.leaves(tree)
-        )
     )
 
 

@@ -161,9 +161,10 @@ def _convolve_input_gradient(params: Any, fields: Any, shapes: Any, out: Any, in
     if field is None:
         return _by_element(fields, shapes, out)
     for i, size in enumerate(spec.kernel_size):  # p = q * stride - low + tap * dilation
-        low, reach = spec.pads[i][0], (size - 1) * spec.dilation[i]
-        each = Fraction(1, spec.strides[i])
-        field = field.moved(1 + i, (low - reach) * each, low * each, each)
+        each, stride = Fraction(1, spec.strides[i]), spec.strides[i]
+        last = spec.pads[i][0] * each
+        reach = (size - 1) * spec.dilation[i] // stride  # of those p that the most q give
+        field = field.moved(1 + i, last - reach, last, each)
     return field.spread((len(out) - 1,), shapes[0])
 
 
@@ -173,11 +174,11 @@ def _lax_convolution(params: Any, fields: Any, shapes: Any, out: Any, index: int
         return _by_element(fields, shapes, out)
     kernel = shapes[1]
     for i, axis in enumerate(numbers.lhs_spec[2:]):
-        low = params["padding"][i][0]
-        reach = (kernel[numbers.rhs_spec[2 + i]] - 1) * params["rhs_dilation"][i]
         each = Fraction(1, params["lhs_dilation"][i])
-        stride = params["window_strides"][i]
-        field = field.moved(axis, -low * each, (reach - low) * each, stride * each)
+        first = -params["padding"][i][0] * each
+        reach = (kernel[numbers.rhs_spec[2 + i]] - 1) * params["rhs_dilation"][i]
+        reach //= params["lhs_dilation"][i]
+        field = field.moved(axis, first, first + reach, params["window_strides"][i] * each)
     field = field.spread((numbers.lhs_spec[1],), shapes[0])
     to = dict(zip(numbers.out_spec, numbers.lhs_spec, strict=True))
     return field.arranged([to[axis] for axis in range(len(out))])

@@ -171,7 +171,7 @@ _POOLS = {"max_of_windows": "max_pool", "reduce_window_max": "max_pool"}
 
 @contextlib.contextmanager
 def pause_cycle_search() -> Iterator[None]:
-    """Tracing makes millions of objects that stay: to search them for cycles takes half the time."""
+    """For tracing: it makes many objects that stay, and Python searches them for half the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

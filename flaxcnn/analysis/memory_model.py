@@ -66,10 +66,12 @@ def measure_activations(program: Any) -> tuple[float, float]:
     """Bytes that a network's forward pass on its last argument, the images, takes.
 
     The most that is alive at a time, images included; and all that is written, which a backward
-    pass would read.
+    pass would read. Weights count for nothing: of one image a bias is as large as what it is added
+    to, and their sum would be written.
     """
     operations: list[_Operation] = []
-    *weights, images = [_Array(_bytes(var)) for var in program.jaxpr.invars]
+    *weights, images = [_Array(0.0) for _ in program.jaxpr.invars]
+    images = _Array(_bytes(program.jaxpr.invars[-1]))
     operations.append(_Operation("images", frozenset(), (images,), 1))
     _walk(program.jaxpr, [*weights, images], operations, times=0)
     seen, kept = {images}, [images]  # what depends on the images

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from flaxcnn.analysis.field import Field
 from flaxcnn.analysis.interpret import find_called, open_jaxpr
@@ -158,8 +159,9 @@ def _evaluate(
             )
             results = _evaluate(called, values, every_path, kept)
         else:
-            functions, params = equation.primitive.get_bind_params(equation.params)
-            results = equation.primitive.bind(*functions, *values, **params)
-            results = results if equation.primitive.multiple_results else [results]
+            names = list(dict.fromkeys(x for x in equation.invars if not hasattr(x, "val")))
+            part = {"invars": names, "outvars": equation.outvars, "eqns": [equation]}
+            one = ClosedJaxpr(jaxpr.replace(constvars=(), **part), ())
+            results = jaxpr_as_fun(one)(*map(read, names))
         known.update(zip(equation.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]

@@ -16,6 +16,7 @@ MODULES = {
     "flaxcnn": (),
     "flaxcnn.layers": (),
     "flaxcnn.weights": (),
+    "flaxcnn.analysis": (),
     "flaxcnn.data.augment": (),
     "flaxcnn.training": (),
     "flaxcnn.audit": (),

@@ -40,8 +40,8 @@ class Field:
 
     @property
     def located(self) -> bool:
-        """Whether elements have a place in the image."""
-        return any(any(step) for step in self.steps)
+        """Whether elements have a place in the image, along each of its axes."""
+        return all(any(steps) for steps in zip(*self.steps, strict=True))
 
     @property
     def last_maps(self) -> "Field":

@@ -96,22 +96,20 @@ def influence(
         images = jnp.ones((1, *shape))
     leaves = jax.tree.leaves(variables)
 
-    def middle(images: Array) -> Array:
+    def middle(image: Array) -> Array:
         kept: dict[str, Array] = {}
-        for image in images:  # the program is for one
-            results = _evaluate(program, [*leaves, image[None]], every_path, kept)
-            stages = results[len(results) - len(traced.stages) :]
-            kept |= dict(zip(traced.stages, stages, strict=True))
-            if name not in kept:
-                raise UserError(
-                    f"no layer or stage is called {name!r}; there are {', '.join(kept)}"
-                )
+        results = _evaluate(program, [*leaves, image[None]], every_path, kept)
+        stages = results[len(results) - len(traced.stages) :]
+        kept |= dict(zip(traced.stages, stages, strict=True))
+        if name not in kept:
+            raise UserError(f"no layer or stage is called {name!r}; there are {', '.join(kept)}")
         y = kept[name]
         place = tuple(size // 2 for size in y.shape[1:-1])
         return y[(0, *place)].sum()
 
-    gradients = [jax.grad(middle)(image[None]) for image in jnp.asarray(images, jnp.float32)]
-    return np.asarray(jnp.abs(jnp.concatenate(gradients)).sum(-1).mean(0))
+    gradient = jax.jit(jax.grad(middle))
+    gradients = [np.abs(gradient(image)).sum(-1) for image in jnp.asarray(images, jnp.float32)]
+    return np.mean(gradients, axis=0)
 
 
 def extent(values: Any) -> tuple[int, ...]:

@@ -87,11 +87,11 @@ def test_backward_is_what_the_program_of_the_gradients_has():
     model, images = Small(), jnp.ones((1, 4, 4, 2))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
 
-    def loss(params, rest):
-        return model.apply({"params": params, **rest}, images, train=False).sum()
+    def loss(params, rest, images):
+        return (model.apply({"params": params, **rest}, images, train=False) ** 2).sum()
 
     rest = {"batch_stats": variables["batch_stats"]}
-    program = jax.make_jaxpr(jax.value_and_grad(loss))(variables["params"], rest)
+    program = jax.make_jaxpr(jax.value_and_grad(loss))(variables["params"], rest, images)
     found = summary(model, (4, 4, 2))
     assert found.training_multiply_adds == count_multiply_adds(program)
 

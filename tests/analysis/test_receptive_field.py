@@ -51,7 +51,7 @@ ANCHORS = {
         for i, side in enumerate(sides, 1)
     },
 }
-DEEP = ("inception_resnet_v2", "resnet101_v1", "resnet152_v1")
+DEEP = ("inception_resnet_v2", "resnet50_v1", "resnet101_v1", "resnet152_v1")
 NETWORKS = sorted({network for network, _ in ANCHORS})
 
 
@@ -126,14 +126,13 @@ def test_local_and_global():
     assert fields["gate"].everywhere and fields["after"].everywhere and fields["dense"].everywhere
     reached = influence(Gated(), (9, 9, 2), "after")
     assert extent(reached) == (9, 9)  # by the gate
-    assert extent(influence(Gated(), (9, 9, 2), "conv")) == (3, 3)
 
 
 @pytest.mark.parametrize(
     ("model", "side", "layer"),
     [
         (Paths(), 32, "tall"),
-        (create_model("cifar_cnn_k2"), 32, None),
+        pytest.param(create_model("cifar_cnn_k2"), 32, "conv3", marks=pytest.mark.zoo),
         pytest.param(create_model("nin_cifar10"), 64, "stage2", marks=pytest.mark.zoo),
         pytest.param(create_model("vgg16"), 256, "pool5", marks=pytest.mark.zoo),
         pytest.param(create_model("inception_v3"), 299, "mixed_6a", marks=pytest.mark.zoo),
@@ -145,27 +144,24 @@ def test_local_and_global():
 def test_formula_and_gradient_agree(model, side, layer):
     shape = (side, side, 2 if isinstance(model, Paths) else 3)
     fields = receptive_fields(model, shape)
-    layer = layer or [name for name in fields if name.startswith("conv")][-1]
     assert extent(influence(model, shape, layer)) == fields[layer].size
 
 
 def test_the_effective_field_is_within():
-    model, rng = create_model("cifar_cnn_k2"), np.random.default_rng(0)
-    images = jnp.asarray(rng.normal(size=(3, 32, 32, 3)), jnp.float32)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    variables = jax.tree.map(
-        lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32), shapes
-    )
-    reached = influence(model, (32, 32, 3), "conv3", variables, images)
-    fields = receptive_fields(model, (32, 32, 3))
-    assert 1 < extent(reached)[0] <= fields["conv3"].size[0]
+    model, rng = Gated(), np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(3, 9, 9, 2)), jnp.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+    variables = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), shapes)
+    reached = influence(model, (9, 9, 2), "conv", variables, images)
+    assert extent(reached) == (3, 3)
 
-    def middle(x):  # Flax's own way to a layer's output
-        _, state = model.apply(variables, x, train=False, capture_intermediates=True)
-        y = state["intermediates"]["conv3"]["__call__"][0]
-        return y[:, y.shape[1] // 2, y.shape[2] // 2].sum()
+    @jax.jit
+    @jax.grad
+    def gradient(x):  # by Flax's own way to a layer's output
+        _, state = model.apply(variables, x, capture_intermediates=True)
+        return state["intermediates"]["conv"]["__call__"][0][:, 4, 4].sum()
 
-    expected = jnp.abs(jax.grad(middle)(images)).sum(-1).mean(0)
+    expected = jnp.abs(gradient(images)).sum(-1).mean(0)
     np.testing.assert_allclose(reached, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -113,17 +113,17 @@ def test_half_precision_halves_activations_not_weights():
 
 
 def test_the_formats_say_the_same(capsys):
-    assert main(["summary", "squeezenet1_1", "--image-size", "227,200", "--format", "json"]) == 0
+    assert main(["summary", "nin_cifar10", "--image-size", "40,32", "--format", "json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    found = summary(create_model("squeezenet1_1"), (227, 200, 3), name="squeezenet1_1")
+    found = summary(create_model("nin_cifar10"), (40, 32, 3), name="nin_cifar10")
     assert values == json.loads(json.dumps(found.to_dict()))
     text, table = format_text(found), format_markdown(found)
-    for word in ("fire2/squeeze", "56 x 49 x 16", f"{found.multiply_adds:,}", "1,235,496", "207"):
+    for word in ("stage1_conv1", "40 x 32 x 192", f"{found.multiply_adds:,}", "966,986", "27"):
         assert word in text and word in table, word
     lines = table.split("\n")
     assert {line.count("|") for line in lines[: lines.index("")]} == {8}
-    assert main(["summary", "squeezenet1_1"]) == 0
-    assert "349,151,936 forward" in capsys.readouterr().out  # zoo.csv's, at 224
+    assert main(["summary", "nin_cifar10"]) == 0
+    assert "222,486,528 forward" in capsys.readouterr().out  # zoo.csv's, at 32
 
 
 def test_a_run_is_summarized_as_its_config_has_it(tmp_path, capsys):

@@ -14,9 +14,10 @@ assert _spec is not None and _spec.loader is not None
 make_zoo = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(make_zoo)
 
-ROWS = {line.split("`")[1]: line for line in (DOCS / "zoo.md").open() if line.startswith("| `")}
+LINES = (DOCS / "zoo.md").read_text().splitlines(keepends=True)
+ROWS = {line.split("`")[1]: line for line in LINES if line.startswith("| `")}
 CELLS = {name: [cell.strip() for cell in row.split("|")[1:-1]] for name, row in ROWS.items()}
-SAMPLE = ("lenet5_1998", "alexnet_2012_2group", "vgg16", "mobilenet_v1_0.25_128")
+SAMPLE = ("lenet5_1998", "alexnet_2012_2group", "vgg16")
 
 
 @pytest.mark.parametrize(
@@ -28,8 +29,7 @@ def test_the_row_is_up_to_date(name):
 
 
 def test_the_table_is_whole():
-    text = (DOCS / "zoo.md").read_text()
-    assert text == make_zoo.HEADER + "".join(ROWS[name] for name in list_models())
+    assert "".join(LINES) == make_zoo.HEADER + "".join(ROWS[name] for name in list_models())
 
 
 def test_the_figures_are_those_of_the_reference_table():

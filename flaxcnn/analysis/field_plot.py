@@ -11,11 +11,15 @@ if TYPE_CHECKING:
 
 
 def field_by_depth(found: Summary) -> np.ndarray:
-    """Depth and height of the field, in pixels, of each layer with a place: int [layers, 2].
+    """Depth and height of the field, in pixels, of each convolution and pool: int [layers, 2].
 
-    Depth counts the layers that widen it or have parameters, in order of computation.
+    Depth counts them in order of computation, those of a shortcut or a branch one after the other.
     """
-    sides = [layer.receptive_field for layer in found.layers if layer.located]
+    sides = [
+        layer.receptive_field
+        for layer in found.layers
+        if layer.located and (layer.multiply_adds or layer.type == "max_pool")
+    ]
     pairs = [(depth, side[0]) for depth, side in enumerate(sides, 1) if side is not None]
     return np.array(pairs, int).reshape(-1, 2)
 
@@ -23,7 +27,8 @@ def field_by_depth(found: Summary) -> np.ndarray:
 def draw_field(*found: Summary) -> "Figure":
     """Draws the field of one or several networks against depth, and the height of their images.
 
-    A field above its image's height sees border.
+    The line is the largest so far, as branches begin anew; points above the image's height see
+    border.
     """
     from matplotlib.figure import Figure
 
@@ -32,10 +37,21 @@ def draw_field(*found: Summary) -> "Figure":
     for index, one in enumerate(found):
         color = _COLORS[index % len(_COLORS)]
         depth, height = field_by_depth(one).T
-        axes.step(depth, height, where="post", color=color, linewidth=1.5, label=one.network)
+        axes.step(
+            depth,
+            np.maximum.accumulate(height),
+            where="post",
+            color=color,
+            linewidth=1.5,
+            label=one.network,
+        )
         axes.plot(depth, height, ".", color=color, markersize=4)
+    labelled = 0.0
     for height in sorted({one.input_shape[0] for one in found}):
         axes.axhline(height, color="#666666", linewidth=1.0, linestyle="--")
+        if height < 1.2 * labelled:
+            continue  # 224 and 227: one label
+        labelled = height
         axes.annotate(
             f"image, {height}",
             (1.0, height),
@@ -45,7 +61,12 @@ def draw_field(*found: Summary) -> "Figure":
             ha="right",
             color="#666666",
         )
-    axes.set(title="Receptive field", xlabel="depth (layers)", ylabel="side (pixels)", yscale="log")
+    axes.set(
+        title="Receptive field",
+        xlabel="depth (convolutions and pools)",
+        ylabel="side (pixels)",
+        yscale="log",
+    )
     axes.set_ylim(bottom=1.0)
     axes.grid(color="#DDDDDD")
     axes.set_axisbelow(True)

@@ -96,7 +96,7 @@ def influence(
         images = jnp.ones((1, *shape))
     leaves = jax.tree.leaves(variables)
 
-    def middle(image: Array) -> Array:
+    def middle(image: Array, leaves: list[Array]) -> Array:
         kept: dict[str, Array] = {}
         results = _evaluate(program, [*leaves, image[None]], every_path, kept)
         stages = results[len(results) - len(traced.stages) :]
@@ -108,7 +108,9 @@ def influence(
         return y[(0, *place)].sum()
 
     gradient = jax.jit(jax.grad(middle))
-    gradients = [np.abs(gradient(image)).sum(-1) for image in jnp.asarray(images, jnp.float32)]
+    gradients = [
+        np.abs(gradient(image, leaves)).sum(-1) for image in jnp.asarray(images, jnp.float32)
+    ]
     return np.mean(gradients, axis=0)
 
 

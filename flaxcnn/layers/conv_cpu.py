@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxcnn.compat import vary_alike
 from flaxcnn.layers import conv_depthwise, conv_spec
 from flaxcnn.layers.conv_spec import ConvSpec
 from flaxcnn.layers.conv_taps import flip_kernel, pad, see, taps, widen
@@ -23,6 +24,7 @@ Array = jax.Array
 
 _FEW_CHANNELS = 8  # below this a product per tap is too narrow
 _BLOCK_CHANNELS = 32  # groups are joined until a block has this many
+_UNROLLED_BLOCKS = 8  # more are a loop
 
 
 def convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
@@ -269,10 +271,31 @@ def _block_groups(spec: ConvSpec, channels: int) -> int:
 def _by_block(
     function: Callable[..., Array], blocks: int, spec: ConvSpec, *operands: Array
 ) -> Array:
-    """Each block by itself; every operand and result has the blocks along its last axis."""
+    """Each block by itself; every operand and result has the blocks along its last axis.
+
+    Many blocks are a loop, which compiles one of them and not all (docs/adr/0005).
+    """
     dense = dataclasses.replace(spec, groups=1)
-    parts = zip(*(jnp.split(array, blocks, axis=-1) for array in operands), strict=True)
-    return jnp.concatenate([function(*part, dense) for part in parts], axis=-1)
+    if blocks <= _UNROLLED_BLOCKS:
+        parts = zip(*(jnp.split(array, blocks, axis=-1) for array in operands), strict=True)
+        return jnp.concatenate([function(*part, dense) for part in parts], axis=-1)
+
+    def run_one(block: Array | int) -> Array:
+        widths = (array.shape[-1] // blocks for array in operands)
+        parts = (
+            lax.dynamic_slice_in_dim(array, block * width, width, axis=-1)
+            for array, width in zip(operands, widths, strict=True)
+        )
+        return function(*parts, dense)
+
+    def put_one(block: Array, whole: Array) -> Array:
+        part = run_one(block)
+        return lax.dynamic_update_slice_in_dim(whole, part, block * part.shape[-1], axis=-1)
+
+    *shape, width = jax.eval_shape(run_one, 0).shape
+    whole = jnp.zeros((*shape, blocks * width), operands[0].dtype)
+    whole, _ = vary_alike(whole, operands[0])  # as the body's result does inside `shard_map`
+    return lax.fori_loop(0, blocks, put_one, whole)
 
 
 def _join_groups(kernel: Array, size: int, spec: ConvSpec) -> Array:

@@ -12,7 +12,15 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 from lax_convolutions import FORMS, assert_close, derivatives, gradient, lax_conv, random
 
-from flaxcnn.layers import Conv, ConvTranspose, DepthwiseConv, SeparableConv, conv, conv_transpose
+from flaxcnn.layers import (
+    Conv,
+    ConvTranspose,
+    DepthwiseConv,
+    SeparableConv,
+    conv,
+    conv_cpu,
+    conv_transpose,
+)
 
 
 @pytest.mark.sample(9)
@@ -88,6 +96,19 @@ def test_shard_map_and_pmap_are_one_device(name):
         x.reshape(8, 2, *image), kernel
     )
     assert_close((dx.reshape(x.shape), dkernel.sum(0)), expected)
+
+
+def test_many_blocks_of_groups_are_a_loop(monkeypatch):
+    monkeypatch.setattr(conv_cpu, "_BLOCK_CHANNELS", 2)
+    monkeypatch.setattr(conv_cpu, "_UNROLLED_BLOCKS", 1)
+    (_, *image), kernel_shape, arguments = FORMS["3 groups / 2"]
+    x, kernel = random(0, (4, *image)), random(1, kernel_shape)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    specs = (PartitionSpec("data"), PartitionSpec())
+    mapped = jax.shard_map(gradient(conv, arguments), mesh=mesh, in_specs=specs, out_specs=specs)
+    lowered = jax.jit(mapped).lower(x, kernel)
+    assert lowered.as_text().count("stablehlo.while") == 3  # forward, and both gradients
+    assert_close(lowered.compile()(x, kernel), jax.jit(gradient(lax_conv, arguments))(x, kernel))
 
 
 @pytest.mark.sample(2)

@@ -195,7 +195,7 @@ NETWORKS = {
     "vgg16": Network(vgg16, (224, 224, 3), 4, 138_357_544),
     "squeezenet1_1": Network(squeezenet1_1, (224, 224, 3), 8, 1_235_496),
     "resnet18": Network(_resnet18, (224, 224, 3), 8, 11_689_512),
-    "resnet50": Network(_resnet50, (224, 224, 3), 8, 25_557_032),
+    "resnet50": Network(_resnet50, (224, 224, 3), 8, 25_557_032, flaxcnn_name="resnet50"),
     "resnext50_32x4d": Network(_resnext50, (224, 224, 3), 8, 25_028_904),
     "densenet121": Network(densenet121, (224, 224, 3), 8, 7_978_856, flaxcnn_name="densenet121"),
     "mobilenet_v2": Network(mobilenet_v2, (224, 224, 3), 8, 3_504_872),

@@ -97,6 +97,8 @@ def _walk(
         name, inputs = equation.primitive.name, [look_up(var) for var in equation.invars]
         if name == "scan":
             outputs = _walk_scan(equation, inputs, operations, times)
+        elif name == "cond" and equation.params.get("branches_platforms"):  # the last: by default
+            outputs = _walk(equation.params["branches"][-1].jaxpr, inputs[1:], operations, times)
         elif (inner := find_called(equation)) is not None:
             outputs = _walk(inner, inputs, operations, times)
         else:

@@ -1,6 +1,6 @@
 """Normalisation: over the batch, and over adjacent channels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax import lax
 from flaxcnn.errors import UserError
 from flaxcnn.layers.channels import broadcast_channels, sum_per_channel
 from flaxcnn.layers.dtypes import mean_dtype, promote
+from flaxcnn.layers.norm_product import product_moments, scale_product
 from flaxcnn.layers.pool import refuse_complex
 
 Array = jax.Array
@@ -55,13 +56,20 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None
+        self,
+        x: Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: Array | None = None,
+        product: tuple[Array, Array] | None = None,
     ) -> Array:
         """Maps [N, *size, C] to the same shape; updates `batch_stats` where they are mutable.
 
         `use_running_average` may be given here instead of as an attribute. `mask`, boolean and
         broadcast to the shape of x, marks the values that count in the statistics; all devices
         along `axis_name` count theirs together, where Flax averages the means of the devices.
+        `product` says that x is the product of images [N, H, W, K] and a kernel [K, C], which must
+        be so: then a TPU in training need not keep x (`norm_product.py`).
         Raises UserError if `use_running_average` is given twice or not at all.
         """
         if (self.use_running_average is None) == (use_running_average is None):
@@ -73,17 +81,17 @@ class BatchNorm(nn.Module):
         x = jnp.moveaxis(x, self.axis, -1)
         dtype = self._result_dtype(x)
         running = bool(self.use_running_average or use_running_average)
-        mean, variance = self._statistics(x, mask, running)
-        channels, wide = x.shape[-1:], promote(x.dtype, variance.dtype, self.param_dtype)
-        factor = lax.rsqrt(variance + self.epsilon).astype(wide)
+        channels, scale = x.shape[-1:], None
         if self.use_scale:
             scale = self.param("scale", self.scale_init, channels, self.param_dtype)
-            factor *= scale.astype(wide)
-        y = x.astype(wide) - broadcast_channels(mean.astype(wide), x)
-        y = y * broadcast_channels(factor, x)
+        if product is None or running or not self._is_product(x, product[0], mask):
+            mean, variance = self._statistics(x, mask, running)
+            y = self._normalise(x, mean, variance, scale)
+        else:
+            y = self._normalise_product(x, *product, scale)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, channels, self.param_dtype)
-            y = y + broadcast_channels(bias.astype(wide), x)
+            y = y + broadcast_channels(bias.astype(y.dtype), x)
         return jnp.moveaxis(y.astype(dtype), -1, self.axis)
 
     def _result_dtype(self, x: Array) -> Dtype:
@@ -97,23 +105,76 @@ class BatchNorm(nn.Module):
             raise UserError("BatchNorm: complex values need dtype=None or a complex dtype")
         return dtype
 
-    def _statistics(self, x: Array, mask: Array | None, running: bool) -> tuple[Array, Array]:
-        """Mean and variance to normalise by: those kept, or the batch's, which are averaged."""
+    def _normalise(self, x: Array, mean: Array, variance: Array, scale: Array | None) -> Array:
+        wide = promote(x.dtype, variance.dtype, self.param_dtype)
+        y = x.astype(wide) - broadcast_channels(mean.astype(wide), x)
+        return y * broadcast_channels(self._factor(variance, scale, wide), x)
+
+    def _factor(self, variance: Array, scale: Array | None, dtype: Dtype) -> Array:
+        factor = lax.rsqrt(variance + self.epsilon).astype(dtype)
+        return factor if scale is None else factor * scale.astype(dtype)
+
+    def _is_product(self, x: Array, images: Array, mask: Array | None) -> bool:
+        """Whether `_normalise_product` does what is asked for, and pays."""
+        divided = jax.typeof(x).sharding.mesh.explicit_axes or getattr(jax.typeof(x), "vma", ())
+        plain = mask is None and self.axis_name is None and self.use_fast_variance and not divided
+        return plain and 4 * images.shape[-1] <= x.shape[-1] and 0 not in x.shape
+
+    def _normalise_product(
+        self, x: Array, images: Array, kernel: Array, scale: Array | None
+    ) -> Array:
+        """As `_statistics` and `_normalise`, on a TPU without reading x."""
+        kept = self._kept(x)
+        wide = promote(x.dtype, kept[1].value.dtype)
+
+        def of_maps(x, images, kernel, centre, scale):
+            mean, variance = self._moments(x.astype(wide), centre, None, None)
+            return self._normalise(x, mean, variance, scale), mean, variance
+
+        def of_product(x, images, kernel, centre, scale):
+            mean, variance = product_moments(images, kernel)
+            factor = self._factor(variance, scale, jnp.float32)
+            y = scale_product(images, kernel, factor)
+            return (
+                y.astype(promote(wide, self.param_dtype)),
+                mean.astype(wide),
+                variance.astype(wide),
+            )
+
+        operands = x, images, kernel, self._centre(kept, wide), scale
+        y, *news = lax.platform_dependent(*operands, tpu=of_product, default=of_maps)
+        self._keep(kept, news, None)
+        return y
+
+    def _kept(self, x: Array) -> tuple[Any, Any]:
+        """The variables of the running averages."""
         dtype = jnp.dtype(jnp.float32 if self.force_float32_reductions else self.param_dtype)
         dtype_of_mean = promote(dtype, jnp.complex64) if jnp.iscomplexobj(x) else dtype
-        old_mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:], dtype_of_mean)
-        old_variance = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:], dtype)
-        if running or 0 in x.shape:
-            return old_mean.value, old_variance.value
-        count = None if mask is None else self._sum(mask.astype(jnp.float32))
-        x = x.astype(promote(x.dtype, dtype))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:], dtype_of_mean)
+        return mean, self.variable("batch_stats", "var", jnp.ones, x.shape[-1:], dtype)
+
+    def _centre(self, kept: tuple[Any, Any], dtype: Dtype) -> Array:
         # Averages that have overflowed once must not spread to all later batches.
-        centre = jnp.where(jnp.isfinite(old_mean.value), old_mean.value, 0).astype(x.dtype)
-        news = self._moments(x, centre, mask, count)
+        mean = kept[0].value
+        return jnp.where(jnp.isfinite(mean), mean, 0).astype(dtype)
+
+    def _statistics(self, x: Array, mask: Array | None, running: bool) -> tuple[Array, Array]:
+        """Mean and variance to normalise by: those kept, or the batch's, which are averaged."""
+        kept = self._kept(x)
+        if running or 0 in x.shape:
+            return kept[0].value, kept[1].value
+        count = None if mask is None else self._sum(mask.astype(jnp.float32))
+        x = x.astype(promote(x.dtype, kept[1].value.dtype))
+        return self._keep(kept, self._moments(x, self._centre(kept, x.dtype), mask, count), count)
+
+    def _keep(
+        self, kept: tuple[Any, Any], news: Sequence[Array], count: Array | None
+    ) -> tuple[Array, Array]:
+        """Averages the batch's mean and variance; returns what to normalise by."""
         results = []
-        for old, new in zip((old_mean, old_variance), news, strict=True):
-            before, kept = old.value, self.momentum
-            average = kept * before + (1 - kept) * new.astype(before.dtype)
+        for old, new in zip(kept, news, strict=True):
+            before, share = old.value, self.momentum
+            average = share * before + (1 - share) * new.astype(before.dtype)
             if count is not None:  # a channel without values stays as it is
                 average = jnp.where(count > 0, average, before)
                 new = jnp.where(count > 0, new, before.astype(new.dtype))

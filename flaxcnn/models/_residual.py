@@ -88,7 +88,10 @@ class Bottleneck(nn.Module):
             name="conv2",
         )
         y = nn.relu(self.norm(name="bn2")(conv2(y)))
-        y = self.norm(name="bn3")(self.conv(self.features, 1, name="conv3")(y))
+        conv3 = self.conv(self.features, 1, name="conv3")
+        z = conv3(y)
+        kernel = conv3.get_variable("params", "kernel")[0, 0]
+        y = self.norm(name="bn3")(z, product=(y.astype(z.dtype), kernel.astype(z.dtype)))
         return _join(self, x, y, self.shortcut_size if self.stride > 1 else 1)
 
 

@@ -190,6 +190,11 @@ def test_the_model_of_a_small_program():
     _, looped = reckon(jax.jit(loop).trace(x, w, v).jaxpr)
     assert 5 * traffic <= looped <= 5 * (traffic + 3 * out)
 
+    def chosen(x, w, v):  # by the platform, unknown here: the default
+        return jax.lax.platform_dependent(x, w, v, tpu=lambda x, *_: x[:, :3], default=network)
+
+    assert reckon(jax.jit(chosen).trace(x, w, v).jaxpr) == (hidden, traffic)
+
 
 def test_an_unknown_chip_is_refused():
     with pytest.raises(UserError, match="--chip must be one of v5e, v6e, .*, got 'v9'"):

@@ -1,8 +1,10 @@
+import functools
 import json
 from pathlib import Path
 
 import flax.linen
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -355,3 +357,42 @@ def test_a_divided_batch_stays_divided(axis_type):
     for ours, one in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, one, rtol=1e-4, atol=1e-5)
         assert ours.sharding.is_equivalent_to(split.sharding, 3)
+
+
+def normalise_product(images, kernel, product=True):
+    """A 1x1 convolution and its BatchNorm, told of the product or not -> y, statistics."""
+    x = jnp.einsum("nhwk,kc->nhwc", images, kernel)
+    known = {"product": (images, kernel)} if product else {}
+    return train(BatchNorm(False, momentum=0), start(8), x, **known)
+
+
+def test_a_tpu_normalises_a_product_by_its_factors(monkeypatch):
+    images, kernel = jnp.abs(normal(4, 3, 3, 2)) + 0.5, jnp.asarray(normal(2, 8))
+
+    def theirs(images, kernel):
+        x = jnp.einsum("nhwk,kc->nhwc", images, kernel)
+        return train(flax.linen.BatchNorm(False, momentum=0), start(8), x)
+
+    def derive(function):
+        y, transpose, statistics = jax.vjp(function, images, kernel, has_aux=True)
+        return y, statistics, transpose(jnp.asarray(normal(4, 3, 3, 8)))
+
+    there = derive(theirs)
+    # What a TPU would run, here.
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+    here = derive(normalise_product)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), here, there)
+
+
+def test_elsewhere_the_program_is_that_without_a_product():
+    operands = jnp.asarray(normal(4, 3, 3, 2)), jnp.asarray(normal(2, 8))
+
+    def gradient(product):
+        f = functools.partial(normalise_product, product=product)
+        return jax.jit(jax.grad(lambda *operands: jnp.sin(f(*operands)[0]).sum(), (0, 1)))
+
+    jax.tree.map(
+        np.testing.assert_array_equal, gradient(True)(*operands), gradient(False)(*operands)
+    )
+    on_tpu = jax.export.export(gradient(True), platforms=["tpu"])(*operands).mlir_module()
+    assert "dot_general" in on_tpu and "convolution" in on_tpu

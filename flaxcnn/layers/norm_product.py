@@ -1,4 +1,4 @@
-"""BatchNorm of a 1x1 convolution's outputs, from the convolution's inputs (docs/adr/0015).
+"""BatchNorm of a 1x1 convolution's outputs, from the convolution's inputs (docs/adr/0016).
 
 The moments of y = x W follow from those of x: E[y] = E[x] W and Var[y] = diag(W' Cov[x] W), and
 what is normalised is x (W f) + b. So y itself need not be in memory, neither in the forward pass

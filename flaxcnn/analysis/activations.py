@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from flaxcnn.analysis.forward import Forward
+from flaxcnn.errors import UserError
 
 Array = jax.Array
 
@@ -45,3 +48,18 @@ def layer_shapes(
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     return {name: shape[1:] for name, shape in Forward(model, variables, images).shapes().items()}
+
+
+def first_filters(
+    model: nn.Module, variables: Any, image_shape: Sequence[int]
+) -> tuple[str, np.ndarray]:
+    """The path and the kernel [h, w, C, F] of the convolution that is computed first.
+
+    Raises UserError for a network without one.
+    """
+    parameters = traverse_util.flatten_dict(variables["params"], sep="/")
+    for name in layer_shapes(model, variables, image_shape):
+        kernel = parameters.get(f"{name}/kernel")
+        if kernel is not None and np.ndim(kernel) == 4:
+            return name, np.asarray(kernel)
+    raise UserError(f"{type(model).__name__} has no convolution whose filters could be drawn")

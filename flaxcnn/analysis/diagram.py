@@ -109,7 +109,9 @@ def _make_box(name: str, shape: tuple[int, ...], side: int) -> _Box:
         sizes = (max(3.0, _LONG * sqrt(channels)), tall, deep)
         return _Box([name, f"{height}×{width}", f"× {channels}"], sizes, _MAPS)
     if len(shape) == 1:
-        return _Box([name, str(shape[0])], (12.0, min(_TALL, 12 + 3 * sqrt(shape[0])), 8.0), _VECTOR)
+        return _Box(
+            [name, str(shape[0])], (12.0, min(_TALL, 12 + 3 * sqrt(shape[0])), 8.0), _VECTOR
+        )
     raise UserError(f"{name} has the shape {shape}: a diagram draws (H, W, C) and (C,)")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from flaxcnn import __version__
 from flaxcnn.commands.compilation_cache import enable_cache
+from flaxcnn.commands.visualize_arguments import add_kinds
 from flaxcnn.data.choices import RESIZE
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE, INTERRUPTED, MISTAKE
@@ -76,6 +77,7 @@ def _add_looking(commands: Any) -> None:
     command.add_argument("--out", default="augment.png", metavar="PNG", help="the picture")
     command.add_argument("--samples", type=int, default=8, metavar="N", help="images in a row")
     command.add_argument("--seed", type=int, default=0)
+    add_kinds(kinds)
     _add(commands, "doctor", "What this installation is, and what is wrong with it.")
 
 

@@ -1,7 +1,6 @@
 import json
 
 import flax
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

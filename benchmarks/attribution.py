@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "reference"), str(ROOT / "tests" / "weights")]
+sys.path.insert(0, str(ROOT / "tests" / "reference"))
 
-from photographs import load_photographs, load_tensors  # noqa: E402
-from test_real_mobilenet import to_keras  # noqa: E402
+from photographs import WEIGHTS, load_photographs  # noqa: E402
 
 from flaxcnn.analysis.attribution import METHODS, heatmap  # noqa: E402
 from flaxcnn.analysis.sanity import (  # noqa: E402
@@ -32,11 +31,11 @@ from flaxcnn.analysis.sanity import (  # noqa: E402
     shuffle_parameters,
 )
 from flaxcnn.models import create_model  # noqa: E402
-from flaxcnn.weights.convert import convert  # noqa: E402
+from flaxcnn.weights import convert, read_tensors  # noqa: E402
 
 NAME, DATA = "mobilenet_v2_1.00_224", ROOT.parent / "shared" / "data"
-TILE, STEPS, BATCH, ORDERS = 32, 7, 8, 3  # ORDERS: random ones, whose mean is beaten or not
-SHUFFLED_IMAGES = 8
+TILE, STEPS, BATCH, ORDERS = 16, 7, 16, 2  # ORDERS: random ones, whose mean is beaten or not
+SHUFFLED_IMAGES = 4
 REGIONAL = ("grad_cam", "occlusion")  # whose sign says for or against
 
 
@@ -47,8 +46,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "attribution.json")
     args = parser.parse_args()
     model = create_model(NAME, num_classes=1001)
-    tensors = to_keras(load_tensors(DATA, NAME), model.epsilon)
-    variables = convert(NAME, tensors, "keras", num_classes=1001)
+    tensors = read_tensors(DATA / "weights" / WEIGHTS[NAME].file)
+    variables = convert(NAME, tensors, "tflite", num_classes=1001)
     _, images, _ = load_photographs(DATA, NAME)
     predict = jax.jit(lambda x: model.apply(variables, x, train=False).argmax(-1))
     classes = by_batch(predict, images)
@@ -79,7 +78,7 @@ def main() -> None:
         "all shuffled": shuffle_parameters(variables, key),
     }
     rows = {"random": {way: round(float(areas.mean()), 4) for way, areas in random.items()}}
-    for name, method in METHODS.items():
+    for name, method in sorted(METHODS.items(), key=lambda item: item[0] == "deconvolution"):
         explain = by_method(model, method)
         found = kept[name] if name in kept else explain(variables, images, classes)
         maps = heatmap(found, absolute=name not in REGIONAL)

@@ -1,21 +1,18 @@
 """The network that a command looks into: a run's, or one by name with weights from a file."""
 
 import argparse
-import json
-import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
-import safetensors.numpy
 
 from flaxcnn.data.images import read_image
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, init, variant
 from flaxcnn.training.inference import load_run
-from flaxcnn.weights.convert import convert
+from flaxcnn.weights import convert, find_layout, read_tensors
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights
 
@@ -68,24 +65,17 @@ def open_source(args: argparse.Namespace) -> Source:
             run.facts.class_names,
         )
     shape = variant(args.model).input_shape
+    arguments = {"num_classes": args.num_classes} if args.num_classes else {}
+    model = create_model(args.model, **arguments)
     if args.weights:
-        tensors = _read_tensors(args.weights)
-        model, variables = (
-            create_model(args.model),
-            convert(args.model, tensors, args.layout),
-        )
+        tensors = read_tensors(Path(args.weights))
+        layout = find_layout(args.model, tensors)
+        variables = convert(args.model, tensors, layout, **arguments)
+    elif args.kind == "diagram":  # needs shapes alone, also of networks that fill the memory
+        images = jax.ShapeDtypeStruct((1, *shape), np.float32)
+        variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     else:
-        model = create_model(args.model)
         variables = init(model, jax.random.key(0), shape)
         print(f"{args.model}: without --weights these are those it starts with, seed 0")
     mean, std = (_MEAN, _STD) if shape[2] == 3 else ((0.5,) * shape[2], (0.5,) * shape[2])
     return Source(args.model, model, variables, shape, np.float32(mean), np.float32(std), [])
-
-
-def _read_tensors(file: str) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(file)
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror or error}") from error
-    except (safetensors.SafetensorError, json.JSONDecodeError, struct.error) as error:
-        raise UserError(f"{file} is no safetensors file: {error}") from error

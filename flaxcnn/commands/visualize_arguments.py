@@ -87,10 +87,8 @@ def _add_network(command: argparse.ArgumentParser) -> None:
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument("--model", metavar="NAME", help="... a network of `flaxcnn list`, with")
     command.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="a safetensors file of its weights (default: those it starts with)",
+        "--weights", metavar="FILE", help="a file of its weights (default: those it starts with)"
     )
     command.add_argument(
-        "--layout", default="torchvision", help="whose names the file has (default: torchvision)"
+        "--num-classes", type=int, metavar="N", help="of the weights, if not the network's own"
     )

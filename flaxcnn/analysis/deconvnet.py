@@ -60,8 +60,8 @@ def find_patches(
 ) -> Patches:
     """The `count` images that excite a unit most, cut to what the unit sees there.
 
-    Of each image the place of its strongest activation counts, as in the paper. All patches have
-    the size of what the unit sees away from the borders; at a border they are moved inwards.
+    Of each image the place of its strongest activation counts, as in the paper. All patches are
+    squares of what the unit sees away from the borders; at a border they are moved inwards.
     """
     images = jnp.asarray(images)
     if not 1 <= count <= len(images):
@@ -76,7 +76,7 @@ def find_patches(
     chosen = images[best]
     maps, seen = map(np.asarray, _reconstruct(model, layer, unit, variables, chosen))
     boxes = np.array([_bounding_box(image) for image in seen])  # [N, (row, column), (from, to)]
-    size = (boxes[:, :, 1] - boxes[:, :, 0]).max(0)
+    size = np.minimum((boxes[:, :, 1] - boxes[:, :, 0]).max(), images.shape[1:3])
     corners = (boxes.sum(2) - size) // 2
     corners = np.clip(corners, 0, np.array(images.shape[1:3]) - size)
     return Patches(

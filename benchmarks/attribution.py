@@ -3,9 +3,10 @@
     python benchmarks/attribution.py [--attributions FILE.npz] [--json benchmarks/attribution.json]
 
 Beside ../shared. For each method: how many photographs' score falls faster than with tiles in
-random order as tiles are covered (deletion), and rises faster as they appear (insertion); and the
-rank correlation of its heatmaps with those of the network whose classifier, or whose every
-parameter, is shuffled (Adebayo et al. 2018). FILE keeps attributions, which take longest.
+random order as tiles are covered (deletion), and rises faster as they appear (insertion); the same
+against the heatmap itself, moved to a random place (around the edges); and the rank correlation of
+its heatmaps with those of the network whose classifier, or whose every parameter, is shuffled
+(Adebayo et al. 2018). FILE keeps attributions, which take longest.
 """
 
 import argparse
@@ -83,10 +84,14 @@ def main() -> None:
         found = kept[name] if name in kept else explain(variables, images, classes)
         maps = heatmap(found, absolute=name not in REGIONAL)
         ranks, row = order_tiles(maps, TILE), {}
+        quarter = ranks.shape[1] // 4
+        moved = np.stack([np.roll(x, rng.randint(quarter, 3 * quarter, 2), (0, 1)) for x in ranks])
         for way, ends in ways.items():
             areas, sign = area(ranks, *ends), 1 if way == "insertion" else -1
             row[way] = round(float(areas.mean()), 4)
             row[f"{way}, better than random"] = int((sign * areas > sign * random[way]).sum())
+            elsewhere = area(moved, *ends)
+            row[f"{way}, better than moved"] = int((sign * areas > sign * elsewhere).sum())
         few = slice(SHUFFLED_IMAGES)
         for what, shuffled in others.items():
             theirs = heatmap(

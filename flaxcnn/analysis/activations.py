@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from jax.typing import ArrayLike
 
 from flaxcnn.analysis.forward import Forward
 from flaxcnn.errors import UserError
@@ -18,7 +19,7 @@ Array = jax.Array
 
 
 def activations(
-    model: nn.Module, variables: Any, images: Array, names: Sequence[str] = ("*",)
+    model: nn.Module, variables: Any, images: ArrayLike, names: Sequence[str] = ("*",)
 ) -> dict[str, Array]:
     """The outputs of layers on images [N, H, W, C], in inference and in order of computation.
 
@@ -57,7 +58,7 @@ def first_filters(
 
     Raises UserError for a network without one.
     """
-    parameters = traverse_util.flatten_dict(variables["params"], sep="/")
+    parameters: dict[str, Any] = traverse_util.flatten_dict(variables["params"], sep="/")  # pyright: ignore
     for name in layer_shapes(model, variables, image_shape):
         kernel = parameters.get(f"{name}/kernel")
         if kernel is not None and np.ndim(kernel) == 4:

@@ -21,6 +21,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from flaxcnn.analysis.forward import Forward, Rule
 from flaxcnn.errors import UserError
@@ -28,14 +29,14 @@ from flaxcnn.errors import UserError
 Array = jax.Array
 
 
-def saliency(model: nn.Module, variables: Any, images: Array, classes: Any = None) -> Array:
+def saliency(model: nn.Module, variables: Any, images: ArrayLike, classes: Any = None) -> Array:
     """The gradient of the score (Simonyan et al. 2013, arXiv:1312.6034)."""
     images, classes = _read(model, variables, images, classes)
     return _gradient(model, "gradient", variables, images, classes)
 
 
 def guided_backpropagation(
-    model: nn.Module, variables: Any, images: Array, classes: Any = None
+    model: nn.Module, variables: Any, images: ArrayLike, classes: Any = None
 ) -> Array:
     """The gradient, cut to what is positive behind every ReLU (Springenberg et al. 2014).
 
@@ -46,7 +47,9 @@ def guided_backpropagation(
     return _gradient(model, "guided", variables, images, classes)
 
 
-def deconvolution(model: nn.Module, variables: Any, images: Array, classes: Any = None) -> Array:
+def deconvolution(
+    model: nn.Module, variables: Any, images: ArrayLike, classes: Any = None
+) -> Array:
     """The score sent back through a deconvnet (Zeiler and Fergus 2014, arXiv:1311.2901).
 
     Max pooling is undone by its switches, and ReLUs cut what is negative on the way back.
@@ -58,7 +61,7 @@ def deconvolution(model: nn.Module, variables: Any, images: Array, classes: Any 
 def smooth_grad(
     model: nn.Module,
     variables: Any,
-    images: Array,
+    images: ArrayLike,
     classes: Any = None,
     *,
     samples: int = 32,
@@ -78,7 +81,7 @@ def smooth_grad(
 def integrated_gradients(
     model: nn.Module,
     variables: Any,
-    images: Array,
+    images: ArrayLike,
     classes: Any = None,
     *,
     baseline: Any = 0.0,
@@ -99,7 +102,7 @@ def integrated_gradients(
 def grad_cam(
     model: nn.Module,
     variables: Any,
-    images: Array,
+    images: ArrayLike,
     classes: Any = None,
     *,
     layer: str | None = None,
@@ -117,7 +120,7 @@ def grad_cam(
 def occlusion(
     model: nn.Module,
     variables: Any,
-    images: Array,
+    images: ArrayLike,
     classes: Any = None,
     *,
     window: int | None = None,
@@ -153,7 +156,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def heatmap(attributions: Array, absolute: bool = True) -> np.ndarray:
+def heatmap(attributions: ArrayLike, absolute: bool = True) -> np.ndarray:
     """One number per pixel: attributions [N, H, W, C] to float32 [N, H, W] of at most 1.
 
     Channels are added, with `absolute` without their signs; then each image is divided by the 99th

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 from flaxcnn.analysis.forward import Forward
 from flaxcnn.errors import UserError
@@ -37,7 +38,9 @@ class Patches(NamedTuple):
     reconstructions: np.ndarray
 
 
-def reconstruct(model: nn.Module, variables: Any, images: Array, layer: str, unit: int) -> Array:
+def reconstruct(
+    model: nn.Module, variables: Any, images: ArrayLike, layer: str, unit: int
+) -> Array:
     """Sends a unit's strongest activation in each image back to the pixels: [N, H, W, C] float32.
 
     All other activations of the layer count as 0. Max pooling is undone by its switches, the places
@@ -52,7 +55,7 @@ def reconstruct(model: nn.Module, variables: Any, images: Array, layer: str, uni
 def find_patches(
     model: nn.Module,
     variables: Any,
-    images: Array,
+    images: ArrayLike,
     layer: str,
     unit: int,
     count: int = 9,

@@ -69,22 +69,23 @@ class Forward:
         ]
         # Several names may have one variable: the module that holds the others comes after them.
         named.sort(key=lambda item: (made[item[1]], item[0] == OUTPUT, -item[0].count("/")))
-        self.layers: dict[str, Var] = dict(named)
-        self.last_maps = next(
-            (var for var in reversed(made) if _are_maps(var.aval.shape, images.shape[0])), None
+        self.layers: dict[str, Any] = dict(named)
+        maps: Any = reversed(made)
+        self.last_maps: Any = next(
+            (var for var in maps if _are_maps(var.aval.shape, images.shape[0])), None
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each layer's output."""
         return {name: var.aval.shape for name, var in self.layers.items()}
 
-    def find(self, name: str) -> Var:
+    def find(self, name: str) -> Any:
         """The variable of a layer. Raises UserError with the nearest names if there is none."""
         if name not in self.layers:
             raise UserError(f"{self.name} has no layer {name!r}: {_near(name, self.layers)}")
         return self.layers[name]
 
-    def find_logits(self) -> Var:
+    def find_logits(self) -> Any:
         """The variable of the scores [N, classes]. Raises UserError for another kind of output."""
         logits = self.layers.get(OUTPUT)
         if logits is None or len(logits.aval.shape) != 2:
@@ -135,7 +136,8 @@ def _near(name: str, layers: Mapping[str, Any]) -> str:
 def _name_arrays(outputs: Any, intermediates: Any) -> dict[str, Any]:
     """What `capture_intermediates` and `run_stages` kept, by names of layers; "output" is last."""
     found = {}
-    for path, calls in traverse_util.flatten_dict(dict(intermediates)).items():
+    kept: dict[Any, Any] = traverse_util.flatten_dict(dict(intermediates))  # pyright: ignore
+    for path, calls in kept.items():
         path = path[:-1] if path[-1] == "__call__" else path
         for i, value in enumerate(calls if isinstance(calls, tuple) else (calls,)):
             name = "/".join(path) + (f"#{i + 1}" if i else "")

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from jax import lax
+from jax.typing import ArrayLike
 
 from flaxcnn.analysis.forward import Forward
 from flaxcnn.errors import UserError
@@ -39,8 +40,8 @@ def order_tiles(heatmap: np.ndarray, tile: int = 16) -> np.ndarray:
 def replacement_curve(
     model: nn.Module,
     variables: Any,
-    images: Array,
-    others: Array,
+    images: ArrayLike,
+    others: ArrayLike,
     classes: Array,
     ranks: np.ndarray,
     steps: int = 28,
@@ -51,10 +52,8 @@ def replacement_curve(
     Deletion is from the images to their mean colour, insertion from blurred images to the images;
     the area under the curve is its mean.
     """
-    ranks = jnp.asarray(ranks)
-    return np.asarray(
-        _curve(model, steps, variables, jnp.asarray(images), jnp.asarray(others), classes, ranks)
-    )
+    arrays = (jnp.asarray(x) for x in (images, others, classes, ranks))
+    return np.asarray(_curve(model, steps, variables, *arrays))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

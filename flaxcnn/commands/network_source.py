@@ -55,13 +55,14 @@ def open_source(args: argparse.Namespace) -> Source:
             raise UserError("--workdir is a run, which has weights: --weights goes with --model")
         run = load_run(args.workdir, args.checkpoint)
         shape: Any = tuple(run.facts.image_shape)
-        statistics = (np.array(x, np.float32) for x in (run.facts.mean, run.facts.std))
+        mean, std = (np.array(x, np.float32) for x in (run.facts.mean, run.facts.std))
         return Source(
             Path(args.workdir).name,
             run.model,
             run.variables,
             shape,
-            *statistics,
+            mean,
+            std,
             run.facts.class_names,
         )
     shape = variant(args.model).input_shape
@@ -77,5 +78,16 @@ def open_source(args: argparse.Namespace) -> Source:
     else:
         variables = init(model, jax.random.key(0), shape)
         print(f"{args.model}: without --weights these are those it starts with, seed 0")
-    mean, std = (_MEAN, _STD) if shape[2] == 3 else ((0.5,) * shape[2], (0.5,) * shape[2])
-    return Source(args.model, model, variables, shape, np.float32(mean), np.float32(std), [])
+    grey = (0.5,) * shape[2]
+    mean, std = (
+        np.array(x, np.float32) for x in ((_MEAN, _STD) if shape[2] == 3 else (grey, grey))
+    )
+    return Source(
+        args.model,
+        model,
+        variables,
+        shape,
+        np.array(mean, np.float32),
+        np.array(std, np.float32),
+        [],
+    )

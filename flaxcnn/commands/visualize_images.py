@@ -58,12 +58,13 @@ def _pixels(args: argparse.Namespace) -> Any:
 def _kernels(args: argparse.Namespace) -> Any:
     image = _read(args)
     kernels: dict[str, Any] = dict(KERNELS)
-    for number, text in enumerate(args.kernel or (), 1):
+    own: list[str] = args.kernel or []
+    for number, text in enumerate(own, 1):
         try:
             rows = [list(map(float, row.replace(",", " ").split())) for row in text.split(";")]
         except ValueError:
             raise UserError(f'--kernel "{text}": rows of numbers are needed, with ;') from None
-        kernels[f"own {number}" if len(args.kernel) > 1 else "own"] = rows
+        kernels[f"own {number}" if len(own) > 1 else "own"] = rows
     results = {}
     for name, rows in kernels.items():
         ours = filter_image(image, rows)

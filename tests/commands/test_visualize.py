@@ -46,7 +46,7 @@ def test_picture_is_written(arguments, image, tmp_path, capsys):
 def test_diagram_is_written(tmp_path):
     out = tmp_path / "a.svg"
     assert main(["visualize", "diagram", "--model", "squeezenet1_0", "--out", str(out)]) == 0
-    assert len(xml.dom.minidom.parse(str(out)).getElementsByTagName("polygon")) == 3 * 8
+    assert len(xml.dom.minidom.parse(str(out)).getElementsByTagName("polygon")) == 3 * 10
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The network that a command looks into: a run's, or one by name with weights from a file."""
+"""The network that a command looks into: a run's, a published one, or one that starts."""
 
 import argparse
 from pathlib import Path
@@ -8,38 +8,39 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from flaxcnn.data.images import read_image
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, init, variant
 from flaxcnn.training.inference import load_run
-from flaxcnn.weights import convert, find_layout, read_tensors
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights
+from flaxcnn.weights.preprocessing import Preprocessing
+from flaxcnn.weights.pretrained import load_variables
 
 
 class Source(NamedTuple):
-    """A network, its variables, and the images that it takes.
+    """A network, its variables, and what images are made into for it.
 
-    `mean` and `std` are per channel, for pixels in 0..1; `class_names` may be empty.
+    `class_names` may be empty.
     """
 
     name: str
     model: nn.Module
     variables: Any
-    image_shape: tuple[int, int, int]
-    mean: np.ndarray
-    std: np.ndarray
-    class_names: list[str]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
 
-    def read(self, file: str) -> np.ndarray:
-        """An image file -> uint8 [H, W, C] of `image_shape`, cut to the middle."""
-        height, width, channels = self.image_shape
-        return read_image(file, (height, width), "crop", channels)
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images."""
+        return *self.preprocessing.image_size, self.preprocessing.channels
 
-    def normalize(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, C] -> what the network takes."""
-        scaled = images.astype(np.float32) / 255
-        return ((scaled - self.mean) / self.std).astype(np.float32)
+    @property
+    def mean(self) -> np.ndarray:
+        """Per channel, for pixels in 0..1."""
+        return np.array(self.preprocessing.mean, np.float32)
+
+    @property
+    def std(self) -> np.ndarray:
+        """Per channel, for pixels in 0..1."""
+        return np.array(self.preprocessing.std, np.float32)
 
     def name_class(self, index: int) -> str:
         """The class' name, or its number."""
@@ -47,47 +48,27 @@ class Source(NamedTuple):
 
 
 def open_source(args: argparse.Namespace) -> Source:
-    """The network that `--workdir`, or `--model` with `--weights`, says."""
-    if (args.workdir is None) == (args.model is None):
-        raise UserError("give either --workdir RUN or --model NAME, whose network is looked into")
+    """The network that `--workdir`, or `--model` and `--weights`, say."""
+    if (args.workdir is None) == (not args.model and not args.weights):
+        raise UserError("give either --workdir RUN or --model NAME, --weights W or both")
     if args.workdir is not None:
-        if args.weights:
-            raise UserError("--workdir is a run, which has weights: --weights goes with --model")
         run = load_run(args.workdir, args.checkpoint)
-        shape: Any = tuple(run.facts.image_shape)
-        mean, std = (np.array(x, np.float32) for x in (run.facts.mean, run.facts.std))
+        names = tuple(run.facts.class_names)
+        return Source(Path(args.workdir).name, run.model, run.variables, run.preprocessing, names)
+    arguments = {"num_classes": args.num_classes} if args.num_classes else {}
+    if args.weights:
+        variables, located = load_variables(args.weights, args.model or "", **arguments)
+        model = create_model(located.model_name, **{**located.kwargs, **arguments})
         return Source(
-            Path(args.workdir).name,
-            run.model,
-            run.variables,
-            shape,
-            mean,
-            std,
-            run.facts.class_names,
+            located.model_name, model, variables, located.need_preprocessing(), located.class_names
         )
     shape = variant(args.model).input_shape
-    arguments = {"num_classes": args.num_classes} if args.num_classes else {}
     model = create_model(args.model, **arguments)
-    if args.weights:
-        tensors = read_tensors(Path(args.weights))
-        layout = find_layout(args.model, tensors)
-        variables = convert(args.model, tensors, layout, **arguments)
-    elif args.kind == "diagram":  # needs shapes alone, also of networks that fill the memory
+    if args.kind == "diagram":  # needs shapes alone, also of networks that fill the memory
         images = jax.ShapeDtypeStruct((1, *shape), np.float32)
         variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     else:
         variables = init(model, jax.random.key(0), shape)
         print(f"{args.model}: without --weights these are those it starts with, seed 0")
-    grey = (0.5,) * shape[2]
-    mean, std = (
-        np.array(x, np.float32) for x in ((_MEAN, _STD) if shape[2] == 3 else (grey, grey))
-    )
-    return Source(
-        args.model,
-        model,
-        variables,
-        shape,
-        np.array(mean, np.float32),
-        np.array(std, np.float32),
-        [],
-    )
+    half = (0.5,) * shape[2]
+    return Source(args.model, model, variables, Preprocessing(shape[:2], half, half), ())

@@ -85,9 +85,11 @@ def _add(kinds: Any, kind: str, text: str, module: str) -> argparse.ArgumentPars
 def _add_network(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workdir", metavar="RUN", help="a run of `flaxcnn train`, or ...")
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
-    command.add_argument("--model", metavar="NAME", help="... a network of `flaxcnn list`, with")
+    command.add_argument("--model", metavar="NAME", help="... a network of `flaxcnn list`, or")
     command.add_argument(
-        "--weights", metavar="FILE", help="a file of its weights (default: those it starts with)"
+        "--weights",
+        metavar="W",
+        help="as of `flaxcnn predict` (default: those that --model starts with)",
     )
     command.add_argument(
         "--num-classes", type=int, metavar="N", help="of the weights, if not the network's own"

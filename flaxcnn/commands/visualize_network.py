@@ -55,7 +55,7 @@ def _features(source: Source, args: argparse.Namespace) -> Any:
     pixels = _read(source, args)
     if len(pixels) > 1:
         raise UserError(f"features are of one image, and {len(pixels)} are given")
-    found = activations(source.model, source.variables, source.normalize(pixels), [args.layer])
+    found = activations(source.model, source.variables, source.preprocessing(pixels), [args.layer])
     if len(found) > 1:
         raise UserError(f"--layer {args.layer} means several: {', '.join(list(found)[:5])}")
     ((name, maps),) = found.items()
@@ -66,7 +66,7 @@ def _features(source: Source, args: argparse.Namespace) -> Any:
 
 
 def _deconv(source: Source, args: argparse.Namespace) -> Any:
-    images = source.normalize(_read(source, args))
+    images = source.preprocessing(_read(source, args))
     units = _units(args)
     found = [
         find_patches(source.model, source.variables, images, args.layer, unit, min(9, len(images)))
@@ -78,7 +78,7 @@ def _deconv(source: Source, args: argparse.Namespace) -> Any:
 
 def _attribution(source: Source, args: argparse.Namespace) -> Any:
     pixels = _read(source, args)
-    images = source.normalize(pixels)
+    images = source.preprocessing(pixels)
     names = list(METHODS) if args.kind == "attribution" else [args.kind]
     scores = activations(source.model, source.variables, images, ["output"])["output"]
     if args.class_index is None:
@@ -117,7 +117,7 @@ def _maximize(source: Source, args: argparse.Namespace) -> Any:
 
 
 def _read(source: Source, args: argparse.Namespace) -> np.ndarray:
-    return np.stack([source.read(file) for file in args.images])
+    return np.stack([source.preprocessing.read(file) for file in args.images])
 
 
 def _units(args: argparse.Namespace) -> list[int]:

@@ -23,6 +23,7 @@ ALLOWED = {
     "study": {"errors", "training", "tasks"},
     "audit": {"errors", "training", "data", "models"},
     "estimate": {"errors", "analysis", "training", "data", "models", "layers", "compat"},
+    "export": {"errors", "models", "layers", "weights"},
     "commands": {
         "__version__",
         "errors",
@@ -30,6 +31,7 @@ ALLOWED = {
         "analysis",
         "audit",
         "estimate",
+        "export",
         "study",
         "training",
         "tasks",

@@ -14,7 +14,7 @@ from flaxcnn.training.facts import reload_data
 from flaxcnn.training.inference import TrainedRun, load_run
 
 SUFFIXES = (".html",)
-_SAMPLES = 12  # images of the test split that a page offers
+_SAMPLES, _AMONG = 12, 200  # images that a page offers, of different classes, among the first
 _SAMPLE_PIXELS = 64 * 64  # of larger images the page would hold more than of weights
 
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_samples(trained_run: TrainedRun) -> list[Sample]:
-    """Some images of the test split, if they are small and the data set is still there."""
+    """An image each of some classes, of the test split, if they are small and the data set is still there."""
     config, facts = trained_run.config, trained_run.facts
     height, width, _ = facts.image_shape
     if height * width > _SAMPLE_PIXELS:
@@ -63,8 +63,7 @@ def _find_samples(trained_run: TrainedRun) -> list[Sample]:
     split = splits.get("test") or splits.get("validation")
     if split is None:
         return []
-    chosen = np.arange(min(_SAMPLES, len(split)))
-    images, labels = split.load(chosen)
-    return [
-        Sample(image, facts.class_names[label]) for image, label in zip(images, labels, strict=True)
-    ]
+    images, labels = split.load(np.arange(min(_AMONG, len(split))))
+    classes, first = np.unique(labels, return_index=True)
+    chosen = zip(classes[:_SAMPLES], first, strict=False)
+    return [Sample(images[index], facts.class_names[label]) for label, index in chosen]

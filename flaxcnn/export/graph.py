@@ -56,8 +56,10 @@ def trace(function: Callable[..., Any], variables: Any, input_shape: Sequence[in
     return _finish(nodes, output)
 
 
-def _walk(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], nodes: Nodes) -> list[Any]:
-    """The results of a jaxpr: each a Value or a constant array."""
+def _walk(
+    jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], nodes: Nodes, scope: str = ""
+) -> list[Any]:
+    """The results of a jaxpr: each a Value or a constant array. `scope` is the module it is in."""
     known: dict[Any, Any] = dict(zip(jaxpr.invars, arguments, strict=True))
     known |= dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
 
@@ -66,22 +68,20 @@ def _walk(jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], nodes: No
 
     for equation in jaxpr.eqns:
         inputs = [look_up(var) for var in equation.invars]
-        inner = _CALLS.get(equation.primitive.name)
-        if inner is not None:
-            body = equation.params[inner]
-            closed = hasattr(body, "consts")
-            results = _walk(
-                body.jaxpr if closed else body, body.consts if closed else (), inputs, nodes
-            )
+        place = str(equation.source_info.name_stack) or scope
+        if equation.primitive.name in _CALLS:
+            body = equation.params[_CALLS[equation.primitive.name]]
+            inner, inner_consts = getattr(body, "jaxpr", body), getattr(body, "consts", ())
+            results = _walk(inner, inner_consts, inputs, nodes, place)
         elif not any(isinstance(x, Value) for x in inputs):
             results = _compute(equation, inputs)
         else:
-            results = _convert(equation, inputs, nodes)
+            results = _convert(equation, inputs, nodes, place)
         known |= dict(zip(equation.outvars, results, strict=True))
     return [look_up(var) for var in jaxpr.outvars]
 
 
-def _convert(equation: Any, inputs: list[Any], nodes: Nodes) -> list[Any]:
+def _convert(equation: Any, inputs: list[Any], nodes: Nodes, scope: str) -> list[Any]:
     name = equation.primitive.name
     try:
         if name not in PRIMITIVES:
@@ -92,7 +92,6 @@ def _convert(equation: Any, inputs: list[Any], nodes: Nodes) -> list[Any]:
                 raise Unsupported(f"it computes in {dtype}, and a page in float32")
         return PRIMITIVES[name](nodes, equation, *inputs)
     except Unsupported as error:
-        scope = str(equation.source_info.name_stack)
         place = f" of {scope}" if scope else ""
         message = f"the operation `{name}`{place} cannot be exported to a page: {error}"
         raise UserError(message) from None

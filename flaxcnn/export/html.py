@@ -173,21 +173,26 @@ def pack_constants(constants: Sequence[np.ndarray]) -> tuple[bytes, list[dict[st
 def _find_drawing(samples: Sequence[Sample]) -> dict[str, Any]:
     """How the images of a set of drawings fill their frame, which what is drawn is made to do.
 
-    `part` of the frame is the longer side of the ink, 20 / 28 as in MNIST if there are no samples;
-    `dark` says whether the ink is dark.
+    `part` of the frame is the longer side of the ink and `stroke` the width of a line, those of
+    MNIST if there are no samples; `dark` says whether the ink is dark.
     """
-    images = [np.asarray(sample.image, np.float32).mean(-1) for sample in samples]
+    images = [np.asarray(sample.image, np.float32).mean(-1) / 255 for sample in samples]
     if not images:
-        return {"part": 20 / 28, "dark": False}
+        return {"part": 20 / 28, "stroke": 0.1, "dark": False}
     border = [np.concatenate([x[0], x[-1], x[:, 0], x[:, -1]]) for x in images]
-    dark = bool(np.median(border) > 127)
-    parts = []
+    dark = bool(np.median(border) > 0.5)
+    parts, widths = [], []
     for x in images:
-        inked = (255 - x if dark else x) > 32
-        sides = [np.flatnonzero(inked.any(axis)) for axis in (1, 0)]
-        if inked.any():
+        ink = np.pad(1 - x if dark else x, 1)
+        sides = [np.flatnonzero((ink > 1 / 8).any(axis)) for axis in (1, 0)]
+        if len(sides[0]):
             parts.append(max(np.ptp(line) + 1 for line in sides) / max(x.shape))
-    return {"part": float(np.median(parts)) if parts else 1.0, "dark": dark}
+            # A line of length l and width w has the area l w, and edges of length 2 l; the sums
+            # along both axes measure edges of all directions longer by 4 / pi.
+            edges = sum(np.abs(np.diff(ink, axis=axis)).sum() for axis in (0, 1)) * np.pi / 4
+            widths.append(2 * ink.sum() / edges / max(x.shape))
+    part, stroke = (float(np.median(x)) if x else 0.5 for x in (parts, widths))
+    return {"part": part, "stroke": min(stroke, part / 2), "dark": dark}
 
 
 def _encode_sample(sample: Sample) -> dict[str, str]:

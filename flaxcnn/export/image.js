@@ -39,8 +39,9 @@ function fitImage({data, width, height}, [rows, columns, channels], resize) {
 // Shrinking averages areas, enlarging interpolates linearly: OpenCV's INTER_AREA, INTER_LINEAR.
 function scaleImage(pixels, [height, width, channels], [rows, columns]) {
   if (rows === height && columns === width) return pixels;
-  const shrinks = rows * columns < height * width;
-  const across = makeTaps(width, columns, shrinks), down = makeTaps(height, rows, shrinks);
+  const areas = rows * columns < height * width, mixed = areas && (rows > height || columns > width);
+  const how = mixed ? "mixed" : areas ? "areas" : "linear";
+  const across = makeTaps(width, columns, how), down = makeTaps(height, rows, how);
   const narrow = new Float32Array(height * columns * channels);
   for (let i = 0; i < height; i++) for (let j = 0; j < columns; j++) {
     for (const [from, weight] of across[j]) for (let c = 0; c < channels; c++) {
@@ -54,17 +55,23 @@ function scaleImage(pixels, [height, width, channels], [rows, columns]) {
   return out;
 }
 
-// Per place of the result, the places it is computed from with their weights.
-function makeTaps(before, after, shrinks) {
+// Per place of the result, the places it is computed from with their weights. "mixed" is OpenCV's
+// INTER_AREA where one axis is shrunk and the other enlarged.
+function makeTaps(before, after, how) {
   const scale = before / after, taps = [];
   for (let i = 0; i < after; i++) {
     const mine = [];
-    if (shrinks && scale >= 1) {
+    if (how === "areas") {
       const start = i * scale, end = Math.min(before, start + scale);
       for (let k = Math.floor(start); k < end; k++) {
         const covered = Math.min(end, k + 1) - Math.max(start, k);
         if (covered > 1e-6) mine.push([k, covered / (end - start)]);
       }
+    } else if (how === "mixed") {
+      const low = Math.min(Math.floor(i * scale), before - 1), over = i + 1 - (low + 1) / scale;
+      const part = over <= 0 || low === before - 1 ? 0 : over % 1;
+      mine.push([low, 1 - part]);
+      if (part) mine.push([low + 1, part]);
     } else {
       const place = Math.min(Math.max((i + 0.5) * scale - 0.5, 0), before - 1), low = Math.floor(place);
       mine.push([low, low + 1 - place]);

@@ -179,7 +179,7 @@ const OPERATIONS = {
             const from = ((n * h + a) * w + b) * channels;
             for (let c = 0; c < channels; c++) {
               const value = x[from + c];
-              if (!(value <= out[to + c])) out[to + c] = value; // NaN stays
+              if (value > out[to + c] || value !== value) out[to + c] = value; // NaN stays
             }
           }
         }

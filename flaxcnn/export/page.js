@@ -95,6 +95,8 @@ function showAnswer({probabilities, maps, ms}) {
   const known = probabilities.every(Number.isFinite);
   find("best").textContent = known ? `${graph.classes[best]}, ${percent(probabilities[best])}` : "no finite answer";
   find("time").textContent = `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+  const longest = Math.max(...graph.classes.map((name) => name.length));
+  find("bars").style.setProperty("--names", `${Math.min(longest, 14)}ch`);
   find("bars").replaceChildren(...(many ? order.slice(0, 10) : order).map((i) => {
     const line = document.createElement("li");
     if (i === best) line.className = "first";
@@ -103,7 +105,7 @@ function showAnswer({probabilities, maps, ms}) {
       cell.className = name;
     }
     line.children[0].textContent = line.children[0].title = graph.classes[i];
-    line.children[1].appendChild(document.createElement("div")).style.width = percent(probabilities[i]);
+    line.children[1].appendChild(document.createElement("div")).style.width = `${100 * probabilities[i]}%`;
     line.children[2].textContent = percent(probabilities[i]);
     return line;
   }));
@@ -186,35 +188,54 @@ for (const {label, pixels} of JSON.parse(find("sampleImages").textContent)) {
 
 const pad = find("pad");
 if (pad) {
-  const context = pad.getContext("2d", {willReadFrequently: true});
-  let drawing = false;
-  const clear = () => {
-    context.fillStyle = "#000";
-    context.fillRect(0, 0, pad.width, pad.height);
+  const context = pad.getContext("2d", {willReadFrequently: true}), scratch = document.createElement("canvas");
+  [scratch.width, scratch.height] = [2 * pad.width, 2 * pad.height];  // room for a wider pen
+  let strokes = [], drawing = false;
+  const inkOf = (canvas, wide, shift) => {
+    const ink = canvas.getContext("2d", {willReadFrequently: true});
+    ink.fillStyle = "#000";
+    ink.fillRect(0, 0, canvas.width, canvas.height);
+    Object.assign(ink, {lineWidth: wide, lineCap: "round", lineJoin: "round", strokeStyle: "#fff"});
+    for (const stroke of strokes) {
+      ink.beginPath();
+      for (const [x, y] of [stroke[0], ...stroke]) ink.lineTo(x + shift, y + shift);
+      ink.stroke();
+    }
+    return ink.getImageData(0, 0, canvas.width, canvas.height);
+  };
+  const draw = () => {
+    inkOf(pad, 24, 0);
+    if (!strokes.length) return;
+    const {part, stroke, dark} = graph.drawing;
+    const sides = [0, 1].map((axis) => {
+      const all = strokes.flat().map((point) => point[axis]);
+      return Math.max(...all) - Math.min(...all);
+    });
+    // So wide that it has the data's width once the drawing is brought to the data's size.
+    const wide = stroke < part ? stroke * Math.max(...sides, 40) / (part - stroke) : 24;
+    const image = inkOf(scratch, Math.min(Math.max(wide, 4), pad.width / 2), pad.width / 2);
+    const pixels = placeDrawing(image, rows, columns, part);
+    show(dark ? pixels.map((x) => 255 - x) : pixels);
   };
   const place = (event) => {
     const box = pad.getBoundingClientRect();
     return [(event.clientX - box.left) * pad.width / box.width, (event.clientY - box.top) * pad.height / box.height];
   };
-  const draw = (event) => {
-    for (const step of event.getCoalescedEvents?.() || []) context.lineTo(...place(step));
-    context.lineTo(...place(event));
-    context.stroke();
-    const pixels = placeDrawing(context.getImageData(0, 0, pad.width, pad.height), rows, columns, graph.drawing.part);
-    show(graph.drawing.dark ? pixels.map((x) => 255 - x) : pixels);
-  };
-  clear();
-  find("clear").addEventListener("click", clear);
   pad.addEventListener("pointerdown", (event) => {
     drawing = true;
     try { pad.setPointerCapture(event.pointerId); } catch { /* a pen that has gone */ }
-    Object.assign(context, {lineWidth: 24, lineCap: "round", lineJoin: "round", strokeStyle: "#fff"});
-    context.beginPath();
-    context.moveTo(...place(event));
-    draw(event);
+    strokes.push([place(event)]);
+    draw();
   });
-  pad.addEventListener("pointermove", (event) => { if (drawing) draw(event); });
+  pad.addEventListener("pointermove", (event) => {
+    if (!drawing) return;
+    const steps = event.getCoalescedEvents?.() || [];
+    strokes[strokes.length - 1].push(...(steps.length ? steps : [event]).map(place));
+    draw();
+  });
   for (const end of ["pointerup", "pointercancel"]) pad.addEventListener(end, () => { drawing = false; });
+  find("clear").addEventListener("click", () => { strokes = []; draw(); });
+  draw();
 }
 
 find("samples").firstElementChild?.click();

@@ -20,6 +20,7 @@ MODULES = {
     "flaxcnn.data.augment": (),
     "flaxcnn.training": (),
     "flaxcnn.audit": (),
+    "flaxcnn.export": (),
     "flaxcnn.tasks.task": ("Task", "Metric", "Setting", "Examples"),
 }
 HEADER = """# Public functions and classes

@@ -27,7 +27,10 @@ __all__ = [
     "train",
     "weights",
 ]
-_PARTS = ("analysis", "audit", "data", "errors", "layers", "models", "tasks", "training", "weights")
+_PARTS = (
+    *("analysis", "audit", "data", "errors", "export", "layers", "models", "tasks", "training"),
+    "weights",
+)
 
 if not TYPE_CHECKING:  # to whom a module with it has every name
 

@@ -22,7 +22,9 @@ def run(args: argparse.Namespace) -> int:
     """Writes the file. Raises UserError for what cannot be exported; nothing is written then."""
     out = Path(args.out)
     if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{out}: a network is exported to {', '.join(SUFFIXES)} only, by the suffix")
+        raise UserError(
+            f"{out}: a network is exported to {', '.join(SUFFIXES)} only, by the suffix"
+        )
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}")
     trained_run = load_run(args.workdir, args.checkpoint)
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _find_samples(trained_run: TrainedRun) -> list[Sample]:
-    """An image each of some classes, of the test split, if they are small and the data set is still there."""
+    """Images of the test split, one of a class, if they are small and the data set is there."""
     config, facts = trained_run.config, trained_run.facts
     height, width, _ = facts.image_shape
     if height * width > _SAMPLE_PIXELS:

@@ -19,7 +19,8 @@ from flaxcnn.models import fold_batch_norm
 
 LIMIT = 10_000_000  # bytes of a page
 WEIGHTS = ("auto", "float32", "float16")
-_SCRIPTS = ("network", "image", "page")
+_FOLDER = Path(__file__).parent
+_SOURCES = ("page.html.j2", "page.css", "network.js", "image.js", "page.js")
 _HALF_MAX = float(np.finfo(np.float16).max)
 
 
@@ -70,18 +71,27 @@ def export_html(
     if input_shape[-1] not in (1, 3):
         raise UserError(f"images have {input_shape[-1]} channels, and a page takes 1 or 3")
     model, variables = prepare(model, variables, input_shape)
-    for chosen in ("float32", "float16") if weights == "auto" else (weights,):
-        used = round_weights(variables) if chosen == "float16" else variables
-        graph = trace(lambda v, x: model.apply(v, x, train=False), used, input_shape)
-        text = render(graph, page, chosen)
-        size = len(text.encode())
-        if size <= LIMIT:
-            Path(path).write_text(text, encoding="utf-8")
-            return chosen
-    raise UserError(
-        f"the page would have {size / 1e6:.1f} MB with {chosen} weights, "
-        f"and the limit is {LIMIT / 1e6:.0f} MB"
-    )
+    chosen = "float16" if weights == "float16" else "float32"
+    text = _make_text(model, variables, input_shape, page, chosen)
+    if weights == "auto" and len(text) > LIMIT:
+        chosen = "float16"
+        text = _make_text(model, variables, input_shape, page, chosen)
+    if len(text) > LIMIT:
+        raise UserError(
+            f"the page would have {len(text) / 1e6:.1f} MB with {chosen} weights, "
+            f"and the limit is {LIMIT / 1e6:g} MB"
+        )
+    Path(path).write_bytes(text)
+    return chosen
+
+
+def _make_text(
+    model: nn.Module, variables: Any, input_shape: Sequence[int], page: Page, weights: str
+) -> bytes:
+    if weights == "float16":
+        variables = round_weights(variables)
+    graph = trace(lambda v, x: model.apply(v, x, train=False), variables, input_shape)
+    return render(graph, page, weights).encode()
 
 
 def prepare(
@@ -109,7 +119,7 @@ def round_weights(variables: Mapping[str, Any]) -> Any:
 
 def render(graph: Graph, page: Page, weights: str) -> str:
     """The page's text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import StrictUndefined, Template
 
     outputs, classes = math.prod(graph.nodes[graph.output - 1].shape), len(page.class_names)
     if outputs != classes and (outputs, classes) != (1, 2):
@@ -131,15 +141,9 @@ def render(graph: Graph, page: Page, weights: str) -> str:
             for x in graph.nodes
         ],
     }
-    environment = Environment(
-        loader=PackageLoader("flaxcnn.export", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    sources = Path(__file__).parent
-    return environment.get_template("page.html.j2").render(
+    source = {name: (_FOLDER / name).read_text(encoding="utf-8") for name in _SOURCES}
+    template = Template(source["page.html.j2"], autoescape=True, undefined=StrictUndefined)
+    return template.render(
         page=page,
         input_shape=graph.input_shape[1:],
         parameters=sum(x.size for x in graph.constants),
@@ -147,8 +151,7 @@ def render(graph: Graph, page: Page, weights: str) -> str:
         network=_to_json(network),
         samples=_to_json([_encode_sample(sample) for sample in page.samples]),
         blob=base64.b64encode(blob).decode(),
-        style=(sources / "page.css").read_text(),
-        scripts={name: (sources / f"{name}.js").read_text() for name in _SCRIPTS},
+        source=source,
     )
 
 

@@ -1,13 +1,13 @@
 """JAX's primitives as the operations that `network.js` computes, one function each.
 
-    conv      correlation with padding, stride, dilation and groups, bias and limits
-    matmul    rows times a constant matrix, bias and limits
-    maxpool   maximum over windows
-    reduce    sum, maximum, minimum or argmax of each row
-    unary, binary, select   element by element, with NumPy's broadcasting
-    view      a copy with other strides: slices, transposition, repetition, reversal
-    place     values put into a larger array of one value: padding, concatenation
-    reshape
+conv      correlation with padding, stride, dilation and groups, bias and limits
+matmul    rows times a constant matrix, bias and limits
+maxpool   maximum over windows
+reduce    sum, maximum, minimum or argmax of each row
+unary, binary, select   element by element, with NumPy's broadcasting
+view      a copy with other strides: slices, transposition, repetition, reversal
+place     values put into a larger array of one value: padding, concatenation
+reshape
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -330,9 +329,7 @@ def _max_pool(nodes: Nodes, equation: Any, x: Value) -> list[Any]:
 
 def _lax_max_pool(nodes: Nodes, equation: Any, x: Value) -> list[Any]:
     known, rank = equation.params, len(x.shape) - 2
-    size, strides, pads = (
-        known[key] for key in ("window_dimensions", "window_strides", "padding")
-    )
+    size, strides, pads = (known[key] for key in ("window_dimensions", "window_strides", "padding"))
     if rank not in (1, 2) or (size[0], size[-1], strides[0], strides[-1]) != (1, 1, 1, 1):
         raise Unsupported("its windows are not over the axes of an image")
     if max(*known["base_dilation"], *known["window_dilation"]) > 1 or any(pads[0] + pads[-1]):

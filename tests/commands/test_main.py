@@ -341,3 +341,18 @@ def test_a_closed_pipe_is_no_error(command_env):
         text=True,
     )
     assert finished.stderr == ""
+
+
+def test_export_writes_a_page_of_the_run(workdir, tmp_path, capsys):
+    page = tmp_path / "digits.html"
+    assert main(["export", str(workdir), str(page)]) == 0
+    assert capsys.readouterr().out.startswith(f"{page}: 0.")
+    text = page.read_text()
+    assert "digits_cnn: run" in text
+    samples = re.search(r' id="sampleImages">(.*?)</script>', text)
+    assert [x["label"] for x in json.loads(samples[1])] == list("0123456789")
+    assert main(["export", str(workdir), str(tmp_path / "digits.onnx")]) == 2
+    assert "digits.onnx: a network is exported to .html only" in capsys.readouterr().err
+    assert main(["export", str(workdir), str(tmp_path / "no" / "page.html")]) == 2
+    assert main(["export", str(tmp_path), str(page)]) == 2
+    assert "no run" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 import flaxcnn
-from flaxcnn.data.images import fit_image
+from flaxcnn.data.images import fit_image, read_image
 from flaxcnn.errors import UserError
 from flaxcnn.export import Page, Sample, export_html
 from flaxcnn.export.html import pack_constants, prepare, round_weights
@@ -55,15 +56,15 @@ def compute(tmp_path):
 
 
 def draw_variables(model: nn.Module, shape: tuple[int, ...], seed: int = 0):
-    """Variables without zeros and ones, which would hide what is left out."""
+    """Variables without zeros and ones, which would hide what is left out; signals stay large."""
     rng = np.random.default_rng(seed)
 
     def draw(path, x):
-        if path[0].key == "batch_stats":
-            return rng.uniform(0.5, 1.5, x.shape).astype(np.float32)
-        if x.ndim == 1:
-            return rng.uniform(0.2, 0.8, x.shape).astype(np.float32)
-        return (rng.normal(size=x.shape) / np.sqrt(np.prod(x.shape[:-1]))).astype(np.float32)
+        name = path[-1].key
+        if name in ("scale", "var"):
+            return rng.uniform(0.7, 1.3, x.shape).astype(np.float32)
+        fan_in = np.prod(x.shape[:-1]) if x.ndim > 1 else 50
+        return (rng.normal(size=x.shape) * np.sqrt(2 / fan_in)).astype(np.float32)
 
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     made = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
@@ -74,11 +75,15 @@ def draw_images(count: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, *shape)).astype(np.uint8)
 
 
+def normalize(images: np.ndarray) -> np.ndarray:
+    mean, std = (np.array(x[: images.shape[-1]], np.float32) for x in (MEAN, STD))
+    return (images.astype(np.float32) / 255 - mean) / std
+
+
 def expect(model, variables, images: np.ndarray) -> np.ndarray:
-    channels = images.shape[-1]
-    mean, std = (np.array(x[:channels], np.float32) for x in (MEAN, STD))
-    pixels = (images.astype(np.float32) / 255 - mean) / std
-    return np.asarray(jax.jit(lambda x: model.apply(variables, x, train=False))(pixels))
+    return np.asarray(
+        jax.jit(model.apply, static_argnames="train")(variables, normalize(images), train=False)
+    )
 
 
 def make_page(count: int, channels: int = 3, **more) -> Page:
@@ -109,7 +114,7 @@ class Everything(nn.Module):
         x = jnp.concatenate([p[:, :height, :width] for p in pooled], -1)
         x = local_response_norm(x, size=5, k=1.5, alpha=0.1) + local_response_norm(x, beta=0.6)
         x = channel_max_pool(x[..., : x.shape[-1] // 2 * 2], 2)
-        y = nn.leaky_relu(nn.Dense(11, name="dense")(x.transpose(0, 3, 1, 2).reshape(1, -1)))
+        y = nn.leaky_relu(nn.Dense(11, name="dense")(x.transpose(0, 3, 1, 2).reshape(len(x), -1)))
         x = jnp.concatenate([nn.elu(y - 1), global_max_pool(x), nn.hard_swish(y)], -1)
         return nn.Dense(5, name="classifier")(9 * nn.softmax(x) + x**3 * 0.1 + x)
 
@@ -120,20 +125,19 @@ def test_every_operation_is_jaxs(compute, tmp_path):
     images = draw_images(3, shape)
     assert export_html(tmp_path / "page.html", model, variables, shape, make_page(5)) == "float32"
     got, maps = compute(tmp_path / "page.html", images)
-    want = np.concatenate([expect(model, variables, image[None]) for image in images])
-    assert np.ptp(want, axis=0).min() > 0.05  # the images are told apart
+    apply = jax.jit(lambda x: model.apply(variables, x, train=False, capture_intermediates=True))
+    want, state = apply(normalize(images))
+    assert np.ptp(want, axis=0).min() > 0.1  # the images are told apart
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
     # The first layer's maps: the convolution, its BatchNorm and ReLU6.
-    pixels = (images[:1].astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
-    state = model.apply(variables, pixels, train=False, capture_intermediates=True)[1]
     (stem,) = state["intermediates"]["stem_bn"]["__call__"]
-    np.testing.assert_allclose(maps, np.clip(stem, 0, 6).ravel(), atol=1e-5)
+    np.testing.assert_allclose(maps, np.clip(stem[0], 0, 6).ravel(), atol=1e-5)
 
 
 def test_half_precision_is_that_of_the_rounded_kernels(compute, tmp_path):
-    model, shape = flaxcnn.create_model("mobilenet_v2_0.35_96", num_classes=4), (32, 32, 3)
-    variables, images = draw_variables(model, shape), draw_images(20, shape)
-    export_html(tmp_path / "page.html", model, variables, shape, make_page(4), "float16")
+    model, shape = flaxcnn.create_model("cifar_cnn_5x5_bn"), (32, 32, 3)
+    variables, images = draw_variables(model, shape), draw_images(4, shape)
+    export_html(tmp_path / "page.html", model, variables, shape, make_page(10), "float16")
     folded, weights = prepare(model, variables, shape)
     rounded = round_weights(weights)
     for before, after in zip(*map(jax.tree.leaves, (weights, rounded)), strict=True):
@@ -142,8 +146,8 @@ def test_half_precision_is_that_of_the_rounded_kernels(compute, tmp_path):
     want = expect(folded, rounded, images)
     got, _ = compute(tmp_path / "page.html", images)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
-    # and it is not that of the kernels before
-    assert np.abs(expect(folded, weights, images) - want).max() > 2e-4
+    assert np.abs(expect(folded, weights, images) - want).max() > 5e-4  # of the kernels before
+    assert np.ptp(want, axis=0).min() > 0.1  # the images are told apart
     count = sum(x.size for x in jax.tree.leaves(weights["params"]))
     assert (tmp_path / "page.html").stat().st_size < 2 * count * 4 / 3 + 200_000
 
@@ -159,7 +163,7 @@ def digits(tmp_path_factory):
     variables = draw_variables(model, shape)
     sample = np.zeros(shape, np.uint8)
     sample[1:7, 3:5] = 255
-    names = ["</script><b>zero", "one & \"two\"", *map(str, range(2, 10))]
+    names = ["</script><b>zero", 'one & "two"', *map(str, range(2, 10))]
     page = Page("<digits>", names, MEAN[:1], STD[:1], samples=[Sample(sample, "</script>")])
     path = tmp_path_factory.mktemp("page") / "digits & more.html"
     export_html(path, model, variables, shape, page)
@@ -180,11 +184,14 @@ def test_in_a_browser_it_computes_what_jax_does(browser, digits):
     pixels = base64.b64encode(images.tobytes()).decode()
     got = browser.evaluate(f"""(async () => {{
       const pixels = decode("{pixels}"), answers = [];
-      for (let i = 0; i < 20; i++) answers.push((await classify(pixels.slice(64 * i, 64 * (i + 1)))));
+      for (let i = 0; i < 20; i++) {{
+        answers.push(await classify(pixels.slice(64 * i, 64 * (i + 1))));
+      }}
       return answers.map((x) => [...x.logits, ...x.probabilities]);
     }})()""")
     want = expect(model, variables, images)
     logits, probabilities = np.split(np.array(got), 2, axis=1)
+    assert np.ptp(want, axis=0).min() > 0.1
     np.testing.assert_allclose(logits, want, rtol=0, atol=1e-4)
     np.testing.assert_allclose(probabilities, jax.nn.softmax(want), rtol=0, atol=1e-5)
 
@@ -197,10 +204,13 @@ def test_in_a_browser_it_can_be_used(browser, digits, size, tmp_path):
     assert browser.evaluate("document.title") == "<digits>"
     assert browser.evaluate("document.documentElement.scrollWidth") <= size[0]
     assert browser.evaluate("find('maps').children.length") == 32
-    names = browser.evaluate("[...document.querySelectorAll('#bars .name')].map((x) => x.textContent)")
-    assert names[:2] == ["</script><b>zero", "one & \"two\""] and len(names) == 10
+    names = browser.evaluate(
+        "[...document.querySelectorAll('#bars .name')].map((x) => x.textContent)"
+    )
+    assert names[:2] == ["</script><b>zero", 'one & "two"'] and len(names) == 10
     bars = browser.evaluate(
-        "[...document.querySelectorAll('#bars .bar')].map((x) => x.firstChild.offsetWidth / x.offsetWidth)"
+        "[...document.querySelectorAll('#bars .bar')]"
+        ".map((x) => x.firstChild.offsetWidth / x.offsetWidth)"
     )
     assert sum(bars) == pytest.approx(1, abs=0.1)
     # A line that is drawn is one of the data's width that fills the frame's height as theirs does.
@@ -210,7 +220,9 @@ def test_in_a_browser_it_can_be_used(browser, digits, size, tmp_path):
     )
     x, y = left + 0.2 * side, top + 0.3 * side
     browser.drag((x, y), (x, y + 0.2 * side), (x, y + 0.4 * side))
-    drawn = browser.evaluate(f"{ANSWERED}.then(() => [...find('seen').getContext('2d').getImageData(0, 0, 8, 8).data])")
+    drawn = browser.evaluate(
+        f"{ANSWERED}.then(() => [...find('seen').getContext('2d').getImageData(0, 0, 8, 8).data])"
+    )
     seen = np.array(drawn).reshape(8, 8, 4)[..., 0] / 255
     assert np.flatnonzero(seen.max(1) > 0.2).tolist() == [1, 2, 3, 4, 5, 6]
     assert seen[2:6].sum(1) == pytest.approx(2, abs=0.8)
@@ -221,9 +233,11 @@ def test_in_a_browser_it_can_be_used(browser, digits, size, tmp_path):
     Image.fromarray(photograph).save(buffer, "png")
     dropped = browser.evaluate(f"""(async () => {{
       find("best").textContent = "";
-      const bytes = decode("{base64.b64encode(buffer.getvalue()).decode()}"), data = new DataTransfer();
-      data.items.add(new File([bytes], "x.png", {{type: "image/png"}}));
-      document.body.dispatchEvent(new DragEvent("drop", {{dataTransfer: data, bubbles: true, cancelable: true}}));
+      const bytes = decode("{base64.b64encode(buffer.getvalue()).decode()}");
+      const dataTransfer = new DataTransfer();
+      dataTransfer.items.add(new File([bytes], "x.png", {{type: "image/png"}}));
+      const options = {{dataTransfer, bubbles: true, cancelable: true}};
+      document.body.dispatchEvent(new DragEvent("drop", options));
       const best = await {ANSWERED};
       return [best, [...find("seen").getContext("2d").getImageData(0, 0, 8, 8).data]];
     }})()""")
@@ -235,7 +249,11 @@ def test_in_a_browser_it_can_be_used(browser, digits, size, tmp_path):
     # Offline, without an error, and nothing but the file itself was asked for.
     methods = [event["method"] for event in browser.events]
     assert "Runtime.exceptionThrown" not in methods
-    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    asked = [
+        e["params"]["request"]["url"]
+        for e in browser.events
+        if e["method"] == "Network.requestWillBeSent"
+    ]
     assert [url for url in asked if not url.startswith("blob:")] == [page.resolve().as_uri()]
     browser.screenshot(tmp_path / "page.png")
 
@@ -250,8 +268,9 @@ def test_images_are_brought_to_size_as_when_they_are_read(compute, tmp_path):
         for resize in ("crop", "stretch", "pad")
     ]
     images = {shape: draw_images(1, (*shape, 3))[0] for shape, *_ in cases}
+    given = [[*shape, images[shape].ravel().tolist(), *rest] for shape, *rest in cases]
     script.write_text(f"""const {{fitImage}} = require({json.dumps(str(source))});
-      const answers = {json.dumps([[*images[c[0]].shape[:2], images[c[0]].ravel().tolist(), *c[1:]] for c in cases])}.map(
+      const answers = {json.dumps(given)}.map(
         ([height, width, rgb, size, channels, resize]) => {{
           const data = new Uint8ClampedArray(4 * width * height).fill(255);
           rgb.forEach((value, i) => {{ data[4 * Math.floor(i / 3) + i % 3] = value; }});
@@ -259,7 +278,9 @@ def test_images_are_brought_to_size_as_when_they_are_read(compute, tmp_path):
         }});
       console.log(JSON.stringify(answers));""")
     finished = subprocess.run(["node", script], capture_output=True, text=True, check=True)
-    for (shape, size, channels, resize), got in zip(cases, json.loads(finished.stdout), strict=True):
+    for (shape, size, channels, resize), got in zip(
+        cases, json.loads(finished.stdout), strict=True
+    ):
         want = fit_image(images[shape], size, resize, channels).astype(int)
         difference = np.abs(np.array(got).reshape(want.shape) - want)
         assert difference.max() <= 1 and difference.mean() < 0.2, (shape, size, channels, resize)
@@ -323,10 +344,48 @@ def test_one_output_is_the_second_of_two_classes(browser, tmp_path):
     export_html(tmp_path / "page.html", model, variables, shape, make_page(2, 1))
     images = draw_images(1, shape)
     browser.open(tmp_path / "page.html")
-    got = browser.evaluate(f"classify(new Uint8Array({images.ravel().tolist()})).then((x) => x.probabilities)")
+    got = browser.evaluate(
+        f"classify(new Uint8Array({images.ravel().tolist()})).then((x) => x.probabilities)"
+    )
     positive = jax.nn.sigmoid(expect(model, variables, images))[0, 0]
     np.testing.assert_allclose(got, [1 - positive, positive], atol=1e-5)
     assert browser.evaluate("find('features').hidden")  # no convolution, no maps
+
+
+WEIGHTS = Path(__file__).parents[3] / "shared/data"
+
+
+@pytest.mark.slow
+def test_pretrained_mobilenet_v2_on_photographs(browser, tmp_path):
+    file = WEIGHTS / "weights/mobilenet_v2_1.0_224_q8.safetensors"
+    if not file.exists():
+        pytest.skip(f"no {file}")
+    with tarfile.open(WEIGHTS / "imagenet-samples.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    photographs = sorted((tmp_path / "imagenet-samples").glob("*.jpg"))[:20]
+    labels = json.loads((tmp_path / "imagenet-samples/labels.json").read_text())
+    model, shape = flaxcnn.create_model("mobilenet_v2", num_classes=1001), (224, 224, 3)
+    tensors = flaxcnn.weights.read_tensors(file)
+    variables = flaxcnn.weights.convert("mobilenet_v2", tensors, "tflite", num_classes=1001)
+    page = Page("MobileNetV2", [str(index - 1) for index in range(1001)], [0.5] * 3, [0.5] * 3)
+    assert export_html(tmp_path / "page.html", model, variables, shape, page) == "float16"
+    images = np.stack([read_image(x, (224, 224), "crop", 3) for x in photographs])
+    folded, weights = prepare(model, variables, shape)
+    weights = round_weights(weights)
+    want = jax.jit(lambda x: folded.apply(weights, x, train=False))(images / np.float32(127.5) - 1)
+    browser.open(tmp_path / "page.html")
+    right, milliseconds = 0, []
+    for photograph, image, logits in zip(photographs, images, want, strict=True):
+        pixels = base64.b64encode(image.tobytes()).decode()
+        got = browser.evaluate(
+            f"classify(decode('{pixels}'))"
+            ".then(({ms, probabilities, logits}) => ({ms, probabilities, logits: [...logits]}))"
+        )
+        np.testing.assert_allclose(got["logits"], logits, rtol=0, atol=1e-4)
+        right += np.argmax(got["probabilities"]) == labels[photograph.name] + 1
+        milliseconds.append(got["ms"])
+    print(f"{right} of 20 right, {np.median(milliseconds):.0f} ms each")
+    assert right >= 16
 
 
 ZOO = (
@@ -341,9 +400,10 @@ ZOO = (
 def test_networks_of_the_zoo(name, compute, tmp_path, monkeypatch):
     monkeypatch.setattr("flaxcnn.export.html.LIMIT", 10**9)
     model, shape = flaxcnn.create_model(name), variant(name).input_shape
-    variables, images = draw_variables(model, shape), draw_images(1, shape)
+    variables, images = draw_variables(model, shape), draw_images(2, shape)
     page = make_page(model.num_classes, shape[-1])
     export_html(tmp_path / "page.html", model, variables, shape, page)
     want = expect(model, variables, images)
     got, _ = compute(tmp_path / "page.html", images)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(1, np.abs(want).max()))
+    size = np.ptp(want, axis=0).max()  # by how much the images differ
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * size)

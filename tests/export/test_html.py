@@ -102,8 +102,10 @@ class Everything(nn.Module):
         y = Conv(18, 3, dilation=2, groups=3, use_bias=False, name="grouped")(y)
         y = nn.gelu(BatchNorm(not train, name="grouped_bn")(y), approximate=False)
         y = nn.sigmoid(nn.Dense(18, name="gate")(y.mean((1, 2), keepdims=True))) * y
-        z = DepthwiseConv(3, strides=2, padding=((0, 1), (2, 0)), name="depthwise")(x)
-        z = nn.tanh(nn.Conv(7, (3, 2), feature_group_count=1, name="flax")(z))
+        z = nn.relu6(2 * DepthwiseConv(3, strides=2, padding=((1, 0), (2, 0)), name="spread")(x))
+        z = nn.relu6(DepthwiseConv(2, padding=((1, 0), (0, 1)), name="limited")(3 * z))
+        z = nn.Conv(7, (3, 2), name="flax")(z)
+        z = nn.tanh(jnp.concatenate([nn.relu(z), nn.relu(-z)], -1))
         pooled = [
             max_pool(y, (3, 2), (2, 2), ceil_mode=True, padding=((0, 0), (0, 1))),
             avg_pool(x, (3, 3), (2, 2), "SAME", count_include_pad=False),
@@ -115,7 +117,8 @@ class Everything(nn.Module):
         x = local_response_norm(x, size=5, k=1.5, alpha=0.1) + local_response_norm(x, beta=0.6)
         x = channel_max_pool(x[..., : x.shape[-1] // 2 * 2], 2)
         y = nn.leaky_relu(nn.Dense(11, name="dense")(x.transpose(0, 3, 1, 2).reshape(len(x), -1)))
-        x = jnp.concatenate([nn.elu(y - 1), global_max_pool(x), nn.hard_swish(y)], -1)
+        floor = nn.relu(jnp.maximum(nn.Dense(4, name="floor")(y), 0.3))
+        x = jnp.concatenate([floor, nn.elu(y - 1), global_max_pool(x), nn.hard_swish(y)], -1)
         return nn.Dense(5, name="classifier")(9 * nn.softmax(x) + x**3 * 0.1 + x)
 
 

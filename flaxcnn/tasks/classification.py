@@ -226,6 +226,14 @@ class Classification(Task):
             names=[str(examples.names[index]) for index in shown],
         )
 
+    def labels(self, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """See `Task`."""
+        return arrays["true_label"], arrays["label"]
+
+    def confusion(self, report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See `Task` and `count_confusions`."""
+        return count_confusions(*self.labels(arrays), len(self.class_names))
+
     def average(self, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`classes`: by name the means of precision, recall and f1."""
         return {

@@ -111,6 +111,24 @@ class Task(Protocol):
         """The picture that goes to `file`, one of `pictures`."""
         ...
 
+    # What `flaxcnn report` shows beside `report` and the pictures, where examples have classes.
+
+    def labels(self, arrays: Mapping[str, np.ndarray]) -> "tuple[np.ndarray, np.ndarray] | None":
+        """The true and the predicted class of each example, int [N], -1 for none.
+
+        From what was kept of them; None where an example is not of one class.
+        """
+        return None
+
+    def confusion(
+        self, report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    ) -> np.ndarray | None:
+        """How often each class (row) was taken for each class (column), int64 [C, C], or None.
+
+        Of a split whose `report` it is. Kept of every validation.
+        """
+        return None
+
     # What a study shows of cases side by side, each of several runs.
 
     def average(self, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

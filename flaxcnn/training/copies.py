@@ -27,6 +27,7 @@ from flaxcnn.training.workdir import Workdir
 CHECKPOINT = "checkpoint/"
 MANIFEST = "manifest.json"
 _RUN = ("config.json", "splits.json", "environment.json", "metrics.jsonl", "run.json")
+_BESIDE = ("confusions.jsonl",)  # rows beyond a copy's step are dropped by who resumes from it
 _NAME = re.compile(r"(result-)?\d{1,18}", re.ASCII)  # of a copy
 _PIECE = 2**22  # bytes
 
@@ -186,7 +187,7 @@ def stage(folder: Workdir, name: str, staged: Path) -> bool:
     """
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    files = list(_RUN)
+    files = [*_RUN, *_BESIDE]
     if is_result(name):
         files += [path.name for path in folder.path.iterdir() if path.is_file()]
     else:

@@ -25,11 +25,17 @@ class Evaluation:
     means: dict[str, float]  # of the metrics that are one number per example
     large: dict[str, np.ndarray]  # means of the others
     arrays: dict[str, np.ndarray]  # of `Task.predict` and `Task.expected`, [N, ...]
+    losses: np.ndarray  # [N]
 
     @cached_property
     def report(self) -> dict[str, Any]:
         """The task's report, JSON-ready."""
         return self.task.report(self.means | self.large, self.arrays)
+
+    @property
+    def confusion(self) -> np.ndarray | None:
+        """See `Task.confusion`."""
+        return self.task.confusion(self.report, self.arrays)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -71,7 +77,7 @@ class Evaluator:
         metrics, arrays = jax.tree.map(self._join, *kept)
         means: dict[str, Any] = {k: float(np.mean(v, dtype=np.float64)) for k, v in metrics.items()}
         large = jax.tree.map(lambda *parts: sum(parts) / self._plan.num_examples, *added)
-        return Evaluation(self._task, means, large, arrays)
+        return Evaluation(self._task, means, large, arrays, metrics["loss"])
 
     def _join(self, *calls: np.ndarray) -> np.ndarray:
         """Arrays [K, batch, ...] of all calls -> one [N, ...], without the padding."""

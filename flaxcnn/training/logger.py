@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard events, progress.
+"""What a run says while it goes: metrics.jsonl, confusions.jsonl, TensorBoard events, progress.
 
 On a terminal and in a notebook a bar moves; elsewhere (a file, a pipe) there are plain lines alone,
 one for each epoch.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm.auto import tqdm
 
@@ -20,6 +21,7 @@ from flaxcnn.training.workdir import Workdir, replace
 
 Row = dict[str, Any]
 
+_MOST_CLASSES = 100  # whose confusions are kept: 20 kB an epoch
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
 
 
@@ -29,6 +31,13 @@ def read_rows(workdir: Workdir) -> list[Row]:
         return []
     lines = workdir.metrics.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def read_confusions(workdir: Workdir) -> list[Row]:
+    """The rows of confusions.jsonl: `step`, `epoch` and `counts`, see `Task.confusion`."""
+    if not workdir.confusions.exists():
+        return []
+    return [json.loads(line) for line in workdir.confusions.read_text().split("\n")[:-1]]
 
 
 def hash_rows(rows: Iterable[Row]) -> "hashlib._Hash":
@@ -55,6 +64,11 @@ class Logger:
         temporary = workdir.metrics.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         replace(temporary, workdir.metrics)
+        if workdir.confusions.exists():
+            kept = [row for row in read_confusions(workdir) if first_step >= row["step"] > 0]
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            replace(temporary, workdir.confusions)
+        self._confusions = workdir.confusions
         self._file = open(workdir.metrics, "a")  # noqa: SIM115 (closed by __exit__)
         self._digest, self._lock = hash_rows(rows), threading.Lock()
         self._events = SummaryWriter(str(workdir.path / "tensorboard"), purge_step=first_step + 1)
@@ -123,6 +137,14 @@ class Logger:
         tqdm.write(f"epoch {line}{' · ' * bool(rate)}{rate}")  # above the bar, if there is one
         sys.stdout.flush()
         self._epoch.clear()
+
+    def log_confusion(self, step: int, counts: np.ndarray | None) -> None:
+        """The confusion matrix of the validation at `step`, [C, C]; only up to 100 classes."""
+        if counts is None or len(counts) > _MOST_CLASSES:
+            return
+        row = {"step": step, "epoch": step // self._plan.steps_per_epoch, "counts": counts.tolist()}
+        with open(self._confusions, "a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def log_state(self, step: int) -> Callable[[str], None]:
         """What adds a row with the SHA-256 of the state at `step`, called by any thread.

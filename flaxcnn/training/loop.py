@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from flaxcnn.errors import UserError
 from flaxcnn.memory import keep_freed_memory
@@ -20,6 +21,7 @@ from flaxcnn.training.config import Config, normalize
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.environment import find_warnings
+from flaxcnn.training.evaluate import Evaluator
 from flaxcnn.training.experiment import Experiment, check_stages, make_experiment
 from flaxcnn.training.logger import Logger
 from flaxcnn.training.loss_scale import LEAST
@@ -197,6 +199,7 @@ def _advance(
             saved = end_of_call == step
             if end_of_call % plan.steps_per_epoch == 0:
                 row = loop.validate(end_of_call)
+                logger.log_confusion(end_of_call, loop.confusion)
                 logger.log_epoch(row)
                 loop.save(checkpoints, logger, end_of_call, validated=True)
                 saved = True
@@ -264,7 +267,8 @@ class Loop:
         # One program for each size of the training images.
         self._program = functools.cache(functools.partial(experiment.train_call, self._feeder))
         self._compiled: set[tuple[int, int]] = set()  # programs and lengths of calls
-        self._evaluate: Callable | None = None
+        self._evaluate: Evaluator | None = None
+        self.confusion: np.ndarray | None = None  # of the last validation
         if "validation" in splits:
             self._evaluate = experiment.evaluator(splits["validation"])
 
@@ -335,7 +339,8 @@ class Loop:
         """Measures the validation split and adds a row to the history; None without the split."""
         if self._evaluate is None:
             return None
-        figures = self._evaluate(self.state.variables).figures
+        measured = self._evaluate(self.state.variables)
+        figures, self.confusion = measured.figures, measured.confusion
         epoch = step // self.experiment.plan.steps_per_epoch
         self.history.append({"step": step, "epoch": epoch, **figures})
         return self.history[-1]

@@ -14,7 +14,7 @@ from flaxcnn.tasks.task import Examples, Task
 from flaxcnn.training.checkpoint import SavedCheckpoints
 from flaxcnn.training.config import Config
 from flaxcnn.training.environment import count_threads
-from flaxcnn.training.evaluate import Evaluator
+from flaxcnn.training.evaluate import Evaluation, Evaluator
 from flaxcnn.training.experiment import Experiment, make_experiment
 from flaxcnn.training.logger import read_rows
 from flaxcnn.training.loss_scale import LossScaleState
@@ -56,7 +56,7 @@ def report_run(experiment: Experiment, workdir: Workdir, state: TrainState) -> N
     plain = {"without_views": experiment.evaluator(split)(variables).figures} if views else {}
     evaluate = experiment.evaluator(split, views)
     measured, facts = evaluate(variables), experiment.facts
-    _save_examples(experiment, workdir, name, measured.arrays)
+    _save_examples(experiment, workdir, name, measured)
     for file in _pictures(experiment.task):
         _draw(file, experiment, workdir, name)
     best = _measure_best(experiment, workdir, evaluate, int(state.step), measured.figures)
@@ -114,13 +114,13 @@ def _measure_best(
 
 
 def _save_examples(
-    experiment: Experiment, workdir: Workdir, split: str, arrays: dict[str, np.ndarray]
+    experiment: Experiment, workdir: Workdir, split: str, measured: Evaluation
 ) -> None:
     """predictions.npz: what was predicted of each example of `split`, and its path or index."""
     files = list(experiment.dataset.files.get(split, ()))
     count = len(experiment.dataset.splits[split])
     names = {"path": np.array(files)} if files else {"index": np.arange(count)}
-    kept: dict[str, Any] = {**names, **arrays}
+    kept: dict[str, Any] = {**names, "loss": measured.losses, **measured.arrays}
     np.savez(workdir.examples, **kept)
 
 
@@ -139,7 +139,7 @@ def draw_missing(config: Config, workdir: Workdir) -> None:
                 raise UserError(f"{workdir.path} has no checkpoint")
             evaluate = experiment.evaluator(experiment.dataset.splits[split], experiment.views)
             variables = experiment.parallel.replicate(restored[1].variables)
-            _save_examples(experiment, workdir, split, evaluate(variables).arrays)
+            _save_examples(experiment, workdir, split, evaluate(variables))
         for file in missing:
             if file != workdir.examples.name:
                 _draw(file, experiment, workdir, split)

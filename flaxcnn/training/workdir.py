@@ -2,10 +2,11 @@
 
 config.json (what was asked for), run.json (what was found: classes, normalisation, steps per
 call), splits.json (of a folder of images: which file is in which split), environment.json,
-metrics.jsonl, TensorBoard events, saved/ (the checkpoints; `checkpoints/` in older runs, a name
-that Colab's file browser has hidden, colabtools#621), and at the end predictions.npz (what the task
-predicts and expects of every example, and its path in the folder or index; of classification label,
--1 for none, probability and true_label), the pictures and result.json. certificate.json is that
+metrics.jsonl, confusions.jsonl (the confusion matrix of each validation), TensorBoard events,
+saved/ (the checkpoints; `checkpoints/` in older runs, a name that Colab's file browser has hidden,
+colabtools#621), and at the end predictions.npz (what the task predicts and expects of every
+example, its loss, and its path in the folder or index; of classification label, -1 for none,
+probability and true_label), the pictures and result.json. certificate.json is that
 of the last `flaxcnn verify`.
 JSON files appear whole or not at all.
 """
@@ -43,6 +44,7 @@ class Workdir:
         # Older versions made an empty one by looking: what is in the newer counts.
         self.checkpoints = older if older.is_dir() and not newer.is_dir() else newer
         self.metrics = self.path / "metrics.jsonl"
+        self.confusions = self.path / "confusions.jsonl"
         self.examples = self.path / "predictions.npz"
 
     @contextlib.contextmanager
@@ -132,7 +134,7 @@ class Workdir:
         """What there is of a run, in the order in which it came; folders end in "/"."""
         names = "config environment run splits result certificate"
         paths = [*(self._file(f"{name}.json") for name in names.split()), self.metrics]
-        later = (self.examples, *map(self._file, pictures))
+        later = (self.confusions, self.examples, *map(self._file, pictures))
         paths = [*paths, self._file("tensorboard"), self.checkpoints, *later]
         return [f"{path.name}{'/' * path.is_dir()}" for path in paths if path.exists()]
 

@@ -176,6 +176,7 @@ def test_the_workdir_holds_what_the_readme_says(reference):
         "environment.json",
         "result.json",
         "metrics.jsonl",
+        "confusions.jsonl",
         "tensorboard",
         "saved",
         "curves.png",

@@ -82,7 +82,7 @@ def _add_looking(commands: Any) -> None:
 
 
 def _add_runs(commands: Any) -> None:
-    """What a run is for, and several of them: evaluate, predict, push, study."""
+    """What a run is for, and several of them: evaluate, report, predict, push, study."""
     command = _add(
         commands, "evaluate", "Metrics of a run's checkpoint on a split of its data set."
     )
@@ -110,6 +110,11 @@ def _add_runs(commands: Any) -> None:
         choices=RESIZE,
         help="how images reach their size (default: as the config says)",
     )
+
+    command = _add(commands, "report", "Finished runs as one HTML file that loads nothing.")
+    command.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, side by side")
+    command.add_argument("--out", metavar="HTML", help="the page (default: RUN/report.html)")
+    command.add_argument("--json", metavar="FILE", help="its data as JSON, too, without pictures")
 
     command = _add(
         commands, "predict", "The most probable classes of image files, and of those in folders."

@@ -22,6 +22,7 @@ from flaxcnn.training.config_help import describe_fields, format_rows
 from flaxcnn.training.stop_signal import StopSignal
 
 DEFAULT_CONFIG = "digits"
+NO_REPORT = "--no-report"
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -30,11 +31,13 @@ def train(arguments: Sequence[str]) -> int:
     if {"--help", "-h", "-help"} & set(arguments):
         print(_help())
         return DONE
+    kept = [argument for argument in arguments if argument != NO_REPORT]
     try:
-        config, workdir, added = parse(arguments)
+        config, workdir, added = parse(kept)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     # After the flags: a wrong one is reported at once.
+    from flaxcnn.commands.report import report_trained
     from flaxcnn.training.extend import extend
     from flaxcnn.training.loop import run
 
@@ -48,6 +51,8 @@ def train(arguments: Sequence[str]) -> int:
             f"within the budget of {config.run.budget}; resume in a new session: run this same "
             f"cell again ({command})"
         )
+    if result is not None and kept == list(arguments):
+        report_trained(workdir)
     return signals.status if result is None else DONE
 
 
@@ -63,6 +68,7 @@ Trains a network. The same command again resumes the run in the workdir, to the 
   --mirror PATH    folder, gs://... or hf://USER/REPO to which each checkpoint is copied in the
                    background, and from which the same command resumes elsewhere (run.mirror)
   --budget TIME    "90s", "80m" or "11h": saves and ends (status 75) before it is over (run.budget)
+  --no-report      leaves out the page that the run is described on at its end (report.html)
   --extend N       N more epochs for a run that is finished, at its final learning rate
   --config.FIELD=VALUE
                    another value of a field; --config.optimizer.kwargs.b2=0.95 adds a setting

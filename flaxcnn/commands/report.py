@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.analysis.report import Contents, Mistake, Named, Picture, render, to_json
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or Path(args.runs[0], NAME))
     contents = collect_all(args.runs)
     _write(out, render(contents))
-    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+    print(f"{out} ({out.stat().st_size / 1e3:,.0f} kB)")
     if args.json:
         _write(Path(args.json), json.dumps(to_json(contents), indent=1) + "\n")
         print(args.json)
@@ -89,7 +90,7 @@ def collect(path: str, name: str, most: int) -> Contents:
     final = task.confusion(report, arrays) if arrays else None
     if final is not None:
         rows = [row["epoch"] for row in read_rows(workdir)]
-        at = {"split": split, "epoch": round(max(rows, default=0), 2), "step": result["steps"]}
+        at = {"split": split, "epoch": round(max(rows, default=0)), "step": result["steps"]}
         confusions.append({**at, "counts": final.tolist()})
     mistakes, example = [], 0
     if labels is not None:
@@ -194,7 +195,7 @@ def _make_mistakes(trained: TrainedRun, split: Any, arrays: Any, chosen: Any) ->
 
 def _preprocess(trained: TrainedRun) -> Callable[[np.ndarray], np.ndarray]:
     preprocess = make_preprocess(trained.facts.mean, trained.facts.std)
-    return lambda pixels: np.asarray(preprocess(np.asarray(pixels)))
+    return lambda pixels: np.asarray(preprocess(jnp.asarray(pixels)))
 
 
 def _task_pictures(trained: TrainedRun) -> list[Named]:

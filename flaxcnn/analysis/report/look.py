@@ -76,11 +76,11 @@ def draw_filters(model: nn.Module, variables: Any, image_shape: Sequence[int]) -
 
 def draw_features(model: nn.Module, variables: Any, image: np.ndarray) -> list[Named]:
     """Maps of up to four convolutions from the first to the last, of what the network takes."""
-    parameters = traverse_util.flatten_dict(variables["params"], sep="/")
+    parameters: dict[str, Any] = traverse_util.flatten_dict(variables["params"], sep="/")
     names = [
         name
         for name, shape in layer_shapes(model, variables, image.shape).items()
-        if len(shape) == 3 and np.ndim(parameters.get(f"{name}/kernel")) == 4
+        if len(shape) == 3 and np.ndim(parameters.get(f"{name}/kernel", 0)) == 4
     ]
     places = np.linspace(0, len(names) - 1, min(_LAYERS, len(names))).round().astype(int)
     chosen = [names[place] for place in dict.fromkeys(places.tolist())]

@@ -39,12 +39,12 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def mosaic(pictures: np.ndarray, columns: int = 0) -> np.ndarray:
-    """Pictures uint8 [K, H, W, C] in rows, with grey between them."""
+    """Pictures uint8 [K, H, W, C] in rows, with white between them."""
     count, height, width, channels = pictures.shape
     columns = columns or math.ceil(math.sqrt(1.6 * count))
     gap, rows = max(1, round(0.04 * max(height, width))), -(-count // columns)
     size = rows * (height + gap) - gap, columns * (width + gap) - gap, channels
-    canvas = np.full(size, 128, np.uint8)
+    canvas = np.full(size, 255, np.uint8)
     for i, picture in enumerate(pictures):
         row, column = i // columns * (height + gap), i % columns * (width + gap)
         canvas[row : row + height, column : column + width] = picture

@@ -27,7 +27,7 @@ from flaxcnn.training.workdir import Workdir
 
 NAME = "report.html"
 _MISTAKES = 48  # of all runs of a report
-_LARGE = 64  # pixels to a side above which there are half as many
+_LARGE = 64  # pixels to a side above which there are a third as many
 _T = TypeVar("_T")
 
 
@@ -95,7 +95,7 @@ def collect(path: str, name: str, most: int) -> Contents:
     mistakes, example = [], 0
     if labels is not None:
         large = max(facts.image_shape[:2]) > _LARGE
-        chosen = _choose(arrays, labels, most // 2 if large else most)
+        chosen = _choose(arrays, labels, most // 3 if large else most)
         example = int(chosen[0]) if len(chosen) else 0
         if dataset is not None:
             mistakes = _try(

@@ -14,9 +14,9 @@ from flaxcnn.analysis.report.contents import Named, Picture
 from flaxcnn.analysis.report.pictures import colour, encode, mosaic, overlay
 from flaxcnn.errors import UserError
 
-_TOGETHER = 2**21  # values of the images of one call
+_TOGETHER, _VALUES = 16, 2**21  # images of one call, and their values, at most
 _FILTERS, _MAPS, _LAYERS = 64, 16, 4  # drawn
-_STEPS = 16  # of integrated gradients
+_STEPS = 8  # of integrated gradients
 
 
 def draw_mistakes(
@@ -50,8 +50,11 @@ def draw_mistakes(
 def _chunked(
     method: Any, model: nn.Module, variables: Any, images: Any, classes: Any, **options: Any
 ) -> Any:
-    """The method's attributions of calls of one size, the last filled up with its last image."""
-    size = max(1, min(len(images), _TOGETHER // images[0].size))
+    """The method's attributions, in calls of one size, the last filled up with its last image.
+
+    The size does not depend on the number of images: the next run's program is this one's.
+    """
+    size = max(1, min(_TOGETHER, _VALUES // images[0].size))
     found = []
     for start in range(0, len(images), size):
         chosen = np.minimum(np.arange(start, start + size), len(images) - 1)

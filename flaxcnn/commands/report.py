@@ -79,12 +79,10 @@ def collect(path: str, name: str, most: int) -> Contents:
     trained = load_run(workdir.path, "last")
     result, task, facts = workdir.read("result"), trained.task, trained.facts
     report, split, notes = result["report"], result["split"], []
-    arrays: dict[str, np.ndarray] = {}
     dataset: Any = _try(
         lambda: reload_data(trained.config, facts, workdir), notes, "no images of the data set"
     )
-    if dataset is not None or workdir.examples.exists():
-        arrays = _read_examples(trained, split)
+    arrays = _try(lambda: _read_examples(trained, split), notes, "no predictions") or {}
     labels = task.labels(arrays) if arrays else None
     confusions = [{"split": "validation", **row} for row in read_confusions(workdir)]
     final = task.confusion(report, arrays) if arrays else None
@@ -116,7 +114,7 @@ def collect(path: str, name: str, most: int) -> Contents:
         metric=task.monitor.name,
         unit=task.monitor.unit,
         split=split,
-        figures={key: value for key, value in result.items() if isinstance(value, float)},
+        figures=_figures(result) | {task.monitor.name: float(result[task.monitor.name])},
         table=task.format(report),
         rows=[row for row in read_rows(workdir) if row["split"] != "state"],
         class_names=facts.class_names,
@@ -178,7 +176,7 @@ def _make_mistakes(trained: TrainedRun, split: Any, arrays: Any, chosen: Any) ->
     predicted = labels[1][chosen]
     pictures = draw_mistakes(trained.model, trained.variables, pixels, images, predicted)
     classes, names = trained.facts.class_names, arrays.get("path", np.arange(len(labels[0])))
-    probabilities = arrays.get("probability")
+    probabilities = arrays.get("probability", np.full(len(labels[0]), np.nan))
     return [
         Mistake(
             index=int(i),
@@ -186,7 +184,7 @@ def _make_mistakes(trained: TrainedRun, split: Any, arrays: Any, chosen: Any) ->
             true=classes[labels[0][i]],
             predicted=classes[labels[1][i]] if labels[1][i] >= 0 else "none",
             loss=float(arrays["loss"][i]),
-            probability=None if probabilities is None else float(probabilities[i]),
+            probability=float(probabilities[i]) if np.isfinite(probabilities[i]) else None,
             pictures=drawn,
         )
         for i, drawn in zip(chosen.tolist(), pictures, strict=True)
@@ -231,11 +229,15 @@ def _describe(trained: TrainedRun, result: dict[str, Any]) -> dict[str, Any]:
         "images per second": round(statistics.median(rates)) if rates else None,
         "started": sessions[0].get("started") if sessions else None,
     }
-    found |= {key.replace("_", " "): x for key, x in result.items() if isinstance(x, float)}
+    found |= {key.replace("_", " "): value for key, value in _figures(result).items()}
     if best := result.get("best"):
         figure = trained.task.monitor.name
         found["best checkpoint"] = f"step {best['step']}: {figure} {best[figure]:.4f}"
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _figures(result: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in result.items() if isinstance(value, float)}
 
 
 def _environment(workdir: Workdir) -> dict[str, Any]:

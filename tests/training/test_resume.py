@@ -183,6 +183,7 @@ def test_the_workdir_holds_what_the_readme_says(reference):
         "confusion_matrix.png",
         "predictions.npz",
         "predictions.png",
+        "report.html",
     }
     (session,) = json.loads((workdir / "environment.json").read_text())
     assert {"jax", "jaxlib", "flax"} <= set(session["versions"])

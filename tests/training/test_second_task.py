@@ -160,9 +160,13 @@ def test_evaluation_is_that_of_numpy_on_what_it_predicted(workdir):
 def test_the_commands_ask_the_task(workdir, tmp_path, capsys):
     import cv2
 
+    assert main(["report", str(workdir)]) == 0
+    page = (workdir / "report.html").read_text()
+    assert "<pre>covariance [[" in page and "squares.png" in page and 'id="mistakes"' not in page
     run = ["--workdir", str(workdir), "--checkpoint", "last"]
     assert main(["evaluate", *run]) == 0
     said = capsys.readouterr().out
+    assert said.startswith(str(workdir / "report.html"))
     assert "covariance [[" in said and "\ntest distance " in said
     image, target = next(iter(Squares(120, 30).read([3])))
     cv2.imwrite(str(tmp_path / "square.png"), image)

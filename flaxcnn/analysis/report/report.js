@@ -10,10 +10,13 @@ for (const form of document.querySelectorAll("form.filters")) {
   const all = [...grid.children];
   const update = () => {
     const by = form.elements.sort.value;
-    const number = (figure) => (figure.dataset[by] === "" ? -1 : Number(figure.dataset[by]));
+    const number = (figure) => {
+      const [text, value] = [figure.dataset[by], Number(figure.dataset[by])];
+      return text === "" ? -1 : Number.isNaN(value) ? Infinity : value; // NaN is the worst loss
+    };
     const order = by === "index" ? 1 : -1;
     let count = 0;
-    for (const figure of [...all].sort((a, b) => order * (number(a) - number(b)))) {
+    for (const figure of [...all].sort((a, b) => order * (number(a) - number(b) || 0))) {
       const fits = ["true", "predicted"].every((name) => {
         const wanted = form.elements[name].value;
         return form.elements[name].selectedIndex === 0 || figure.dataset[name] === wanted;

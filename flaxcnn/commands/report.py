@@ -62,10 +62,11 @@ def report_trained(workdir: str | Path) -> None:
 
 def collect_all(paths: Sequence[str]) -> list[Contents]:
     """What the report says of the runs. Raises UserError for a folder without a finished run."""
-    names = [Path(os.path.abspath(path)).name for path in paths]
+    folders = [Path(os.path.abspath(path)) for path in paths]
+    if len({*folders}) < len(folders):
+        raise UserError(f"the same run twice: {', '.join(paths)}")
+    names = [folder.name for folder in folders]
     names = names if len({*names}) == len(names) else [str(path) for path in paths]
-    if len({*names}) < len(names):
-        raise UserError(f"the same run twice: {', '.join(names)}")
     most = max(8, _MISTAKES // len(paths))
     return [collect(path, name, most) for path, name in zip(paths, names, strict=True)]
 
@@ -77,66 +78,64 @@ def collect(path: str, name: str, most: int) -> Contents:
         workdir.read("config")  # that there is a run at all
         raise UserError(f"{path} is not finished: the same `flaxcnn train` goes on with it")
     trained = load_run(workdir.path, "last")
-    result, task, facts = workdir.read("result"), trained.task, trained.facts
+    result, task, rows = workdir.read("result"), trained.task, read_rows(workdir)
     report, split, notes = result["report"], result["split"], []
-    dataset: Any = _try(
-        lambda: reload_data(trained.config, facts, workdir), notes, "no images of the data set"
-    )
     arrays = _try(lambda: _read_examples(trained, split), notes, "no predictions") or {}
     labels = task.labels(arrays) if arrays else None
     confusions = [{"split": "validation", **row} for row in read_confusions(workdir)]
     final = task.confusion(report, arrays) if arrays else None
     if final is not None:
-        rows = [row["epoch"] for row in read_rows(workdir)]
-        at = {"split": split, "epoch": round(max(rows, default=0)), "step": result["steps"]}
-        confusions.append({**at, "counts": final.tolist()})
-    mistakes, example = [], 0
-    if labels is not None:
-        large = max(facts.image_shape[:2]) > _LARGE
-        chosen = _choose(arrays, labels, most // 3 if large else most)
-        example = int(chosen[0]) if len(chosen) else 0
-        if dataset is not None:
-            mistakes = _try(
-                lambda: _make_mistakes(trained, dataset.splits[split], arrays, chosen),
-                notes,
-                "no mistakes",
-            )
-    features = None
-    if dataset is not None:
-        pixels, _ = dataset.splits[split].load(np.array([example]))
-        image = _preprocess(trained)(pixels)[0]
-        features = _try(
-            lambda: draw_features(trained.model, trained.variables, image), notes, "no feature maps"
-        )
+        at = {"split": split, "epoch": round(max((row["epoch"] for row in rows), default=0))}
+        confusions.append({**at, "step": result["steps"], "counts": final.tolist()})
+    metric = task.monitor
     return Contents(
         name=name,
         path=str(path),
-        metric=task.monitor.name,
-        unit=task.monitor.unit,
+        metric=metric.name,
+        unit=metric.unit,
         split=split,
-        figures=_figures(result) | {task.monitor.name: float(result[task.monitor.name])},
+        figures=_figures(result) | {metric.name: float(result[metric.name])},
         table=task.format(report),
-        rows=[row for row in read_rows(workdir) if row["split"] != "state"],
-        class_names=facts.class_names,
+        rows=[row for row in rows if row["split"] != "state"],
+        class_names=trained.facts.class_names,
         classes=report.get("classes", ()),
         confusions=confusions if final is not None else (),
-        mistakes=mistakes or (),
         wrong=0 if labels is None else int((labels[0] != labels[1]).sum()),
         images=result["images"],
         pictures=_task_pictures(trained) if labels is None else (),
-        filters=_try(
-            lambda: draw_filters(trained.model, trained.variables, facts.image_shape),
-            notes,
-            "no filters",
-        )
-        or (),
-        features=features or (),
+        **_look(trained, split, arrays, most, notes),
         facts=_describe(trained, result),
         config=flatten(workdir.read("config")),
         environment=_environment(workdir),
         hashes=_hashes(trained, result),
         notes=notes,
     )
+
+
+def _look(
+    trained: TrainedRun, split: str, arrays: dict[str, np.ndarray], most: int, notes: list[str]
+) -> dict[str, Any]:
+    """The fields of `Contents` that the network is computed for; what fails gets a note."""
+    model, variables, facts = trained.model, trained.variables, trained.facts
+    shape = facts.image_shape
+    filters = _try(lambda: draw_filters(model, variables, shape), notes, "no filters")
+    found: dict[str, Any] = {"filters": filters or ()}
+    dataset = _try(lambda: reload_data(trained.config, facts, trained.workdir), notes, "no images")
+    if dataset is None:
+        return found
+    images, labels = dataset.splits[split], trained.task.labels(arrays) if arrays else None
+    chosen = np.arange(0)
+    if labels is not None:
+        large = max(shape[:2]) > _LARGE
+        chosen = _choose(arrays, labels, most // 3 if large else most)
+        mistakes = _try(
+            lambda: _make_mistakes(trained, images, arrays, chosen), notes, "no mistakes"
+        )
+        found["mistakes"] = mistakes or ()
+    first = int(chosen[0]) if len(chosen) else 0
+    image = _preprocess(trained)(images.load(np.array([first]))[0])[0]
+    features = _try(lambda: draw_features(model, variables, image), notes, "no feature maps")
+    return {**found, "features": features or ()}
 
 
 def _try(action: Callable[[], _T], notes: list[str], missing: str) -> _T | None:

@@ -16,6 +16,9 @@ TRAIN = [
     "--config.data.batch_size=128",
     "--config.model.name=mnist_cnn_220k",
     "--config.model.kwargs={}",
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.ema_decay=0.0",
+    "--config.steps_per_call=4",
 ]
 
 

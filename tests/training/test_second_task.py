@@ -112,7 +112,7 @@ def registered(monkeypatch):
 
 def make_config(**changes) -> Config:
     config = Config(
-        model=ModelConfig("mnist_mlp_512", {"hidden": (8,)}),
+        model=ModelConfig("mnist_mlp_512", kwargs={"hidden": (8,)}),
         data=DataConfig(source="squares:all", batch_size=16, eval_batch_size=16),
         task=TaskConfig("regression"),
         optimizer=OptimizerConfig(name="adam", learning_rate=0.02),

@@ -8,6 +8,7 @@ from flaxcnn.layers.conv_modules import (
     DepthwiseConv,
     SeparableConv,
 )
+from flaxcnn.layers.initializers import INITIALIZERS, get_initializer
 from flaxcnn.layers.noise import Dropout, DropPath, GaussianDropout, GaussianNoise
 from flaxcnn.layers.norm import BatchNorm, local_response_norm
 from flaxcnn.layers.pool import (
@@ -29,6 +30,7 @@ __all__ = [
     "Conv",
     "ConvTranspose",
     "DepthwiseConv",
+    "INITIALIZERS",
     "SeparableConv",
     "SqueezeExcite",
     "DropPath",
@@ -41,6 +43,7 @@ __all__ = [
     "conv",
     "conv_transpose",
     "get_activation",
+    "get_initializer",
     "global_avg_pool",
     "global_max_pool",
     "l2_pool",

@@ -1,7 +1,7 @@
 """Multilayer perceptrons on MNIST and CIFAR-10, the baselines without convolutions.
 
 Sizes as in teaching examples; weights start as in Keras (Glorot and Bengio
-2010, uniform; biases zero).
+2010, uniform; biases zero), or as `kernel_init` says.
 """
 
 import functools
@@ -9,9 +9,16 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
-from flaxcnn.layers import Activation, Dropout, GaussianDropout, GaussianNoise, get_activation
+from flaxcnn.layers import (
+    Activation,
+    Dropout,
+    GaussianDropout,
+    GaussianNoise,
+    get_activation,
+    get_initializer,
+)
 from flaxcnn.models._images import check_images, flatten
 from flaxcnn.models._variant import make_variant
 
@@ -19,8 +26,9 @@ from flaxcnn.models._variant import make_variant
 class MLP(nn.Module):
     """Dense layers of the widths in `hidden`, then a linear classifier.
 
-    Optional noise in training: `noise` is the standard deviation added to the images,
-    `gaussian_dropout` and `dropout` are rates after each hidden layer, in this order.
+    `activation` and `kernel_init`, that of every kernel, are names or functions. Optional noise in
+    training: `noise` is the standard deviation added to the images, `gaussian_dropout` and
+    `dropout` are rates after each hidden layer, in this order.
     """
 
     num_classes: int
@@ -31,24 +39,25 @@ class MLP(nn.Module):
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
+    kernel_init: str | Initializer = "glorot_uniform"
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [N, H, W, C] to float32 logits [N, num_classes]."""
         check_images(images, 1, self)
         activation = get_activation(self.activation)
-        glorot = nn.initializers.glorot_uniform()
+        kernel_init = get_initializer(self.kernel_init)
         x = GaussianNoise(self.noise, self.axis_name, name="noise")(images, train=train)
         x = flatten(x)
         for i, width in enumerate(self.hidden, 1):
-            dense = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name=f"fc{i}")
+            dense = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, name=f"fc{i}")
             x = activation(dense(x))
             x = GaussianDropout(
                 self.gaussian_dropout, self.axis_name, name=f"fc{i}_gaussian_dropout"
             )(x, train=train)
             x = Dropout(self.dropout, self.axis_name, name=f"fc{i}_dropout")(x, train=train)
         if self.num_classes:
-            x = nn.Dense(self.num_classes, kernel_init=glorot, name="classifier")(x)
+            x = nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
         return x.astype(jnp.float32)
 
 

@@ -3,7 +3,7 @@
 The networks of two textbooks (Chollet, Deep Learning with Python, 2017; Geron, Hands-On Machine
 Learning, 2nd edition, 2019), teaching examples of that time, and three of this package's own:
 `mnist_tiny`, under 10,000 parameters, `mnist_cnn_280k`, and `digits_cnn` for 8x8 images. Weights
-start as in Keras (Glorot and Bengio 2010, uniform; biases zero).
+start as in Keras (Glorot and Bengio 2010, uniform; biases zero), or as `kernel_init` says.
 """
 
 import functools
@@ -12,9 +12,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
-from flaxcnn.layers import Activation, Conv, Dropout, get_activation, global_avg_pool, max_pool
+from flaxcnn.layers import (
+    Activation,
+    Conv,
+    Dropout,
+    get_activation,
+    get_initializer,
+    global_avg_pool,
+    max_pool,
+)
 from flaxcnn.models._images import check_images, flatten
 from flaxcnn.models._network import make_norm
 from flaxcnn.models._variant import make_variant
@@ -28,7 +36,8 @@ class SmallCNN(nn.Module):
 
     Each convolution has a bias, the activation and, with `batch_norm`, BatchNorm after it. The maps
     are flattened, or averaged with `global_pool`. Dropout follows the maps at rate `maps_dropout`
-    and each hidden layer at rate `dropout`.
+    and each hidden layer at rate `dropout`. `activation` and `kernel_init`, that of every kernel,
+    are names or functions.
     """
 
     num_classes: int
@@ -42,14 +51,17 @@ class SmallCNN(nn.Module):
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
+    kernel_init: str | Initializer = "glorot_uniform"
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [N, H, W, C] to float32 logits [N, num_classes]."""
         check_images(images, smallest_side(self.maps, self.padding), self)
         activation = get_activation(self.activation)
-        glorot = nn.initializers.glorot_uniform()
-        conv = functools.partial(Conv, padding=self.padding, dtype=self.dtype, kernel_init=glorot)
+        kernel_init = get_initializer(self.kernel_init)
+        conv = functools.partial(
+            Conv, padding=self.padding, dtype=self.dtype, kernel_init=kernel_init
+        )
         norm = make_norm(self, train)
         x, layer = images, 0
         for entry in self.maps:
@@ -63,11 +75,11 @@ class SmallCNN(nn.Module):
         x = global_avg_pool(x) if self.global_pool else flatten(x)
         x = Dropout(self.maps_dropout, self.axis_name, name="maps_dropout")(x, train=train)
         for i, width in enumerate(self.hidden, 1):
-            dense = nn.Dense(width, dtype=self.dtype, kernel_init=glorot, name=f"fc{i}")
+            dense = nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, name=f"fc{i}")
             x = activation(dense(x))
             x = Dropout(self.dropout, self.axis_name, name=f"fc{i}_dropout")(x, train=train)
         if self.num_classes:
-            x = nn.Dense(self.num_classes, kernel_init=glorot, name="classifier")(x)
+            x = nn.Dense(self.num_classes, kernel_init=kernel_init, name="classifier")(x)
         return x.astype(jnp.float32)
 
 

@@ -67,7 +67,7 @@ def make_state(
     try:
         variables = init(model, {"params": init_key, "dropout": noise_key}, image_shape)
     except UserError as error:
-        raise UserError(f"model.name: {error}") from error
+        raise UserError(f"model: {error}") from error
     if initialize is not None:
         variables = initialize(variables)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})

@@ -14,6 +14,7 @@ from flaxcnn.analysis.receptive_field import (
     influence,
     receptive_fields,
 )
+from flaxcnn.analysis.signals import Signals, draw_signals, signals
 from flaxcnn.analysis.summary import Layer, Summary, summary
 from flaxcnn.analysis.summary_text import format_markdown, format_text
 
@@ -22,11 +23,13 @@ __all__ = [
     "KERNELS",
     "Layer",
     "ReceptiveField",
+    "Signals",
     "Summary",
     "activations",
     "count_multiply_adds",
     "draw_diagram",
     "draw_field",
+    "draw_signals",
     "extent",
     "field_by_depth",
     "filter_image",
@@ -40,5 +43,6 @@ __all__ = [
     "receptive_fields",
     "reconstruct",
     "select_layers",
+    "signals",
     "summary",
 ]

@@ -29,7 +29,9 @@ OUTPUT = "output"  # the name of what the network itself returns
 
 
 class Forward:
-    """The traced forward pass of a Linen module on images [N, H, W, C], in inference.
+    """The traced forward pass of a Linen module on images [N, H, W, C].
+
+    In inference, unless `rngs`, the keys of its random streams, are given: then in training.
 
     Attributes:
       layers: the variable of each layer's output by the layer's path ("stage1_block1/expand"), and
@@ -39,7 +41,9 @@ class Forward:
         classifier averages or flattens.
     """
 
-    def __init__(self, model: nn.Module, variables: Any, images: Any) -> None:
+    def __init__(
+        self, model: nn.Module, variables: Any, images: Any, rngs: dict[str, Any] | None = None
+    ) -> None:
         """Traces; `variables` and `images` may be abstract."""
         if getattr(model, "remat", False):  # which would hide layers in calls of their own
             model = model.clone(remat=False)
@@ -50,8 +54,9 @@ class Forward:
                 variables,
                 images,
                 capture_intermediates=True,
-                mutable=["intermediates"],
-                **takes_train(model),
+                rngs=rngs,
+                mutable=["intermediates"] if rngs is None else ["intermediates", "batch_stats"],
+                **takes_train(model, rngs is not None),
             )
             found = _name_arrays(outputs, state["intermediates"])
             names.extend(found)
@@ -121,10 +126,10 @@ class Forward:
         return [known[var] for var in wanted]
 
 
-def takes_train(model: nn.Module) -> dict[str, Any]:
-    """`{"train": False}` if the module has that argument, else nothing."""
+def takes_train(model: nn.Module, train: bool = False) -> dict[str, Any]:
+    """`{"train": train}` if the module has that argument, else nothing."""
     has_train = "train" in inspect.signature(model.__call__).parameters
-    return {"train": False} if has_train else {}
+    return {"train": train} if has_train else {}
 
 
 def _near(name: str, layers: Mapping[str, Any]) -> str:

@@ -45,6 +45,10 @@ def add_kinds(kinds: Any) -> None:
                 metavar="ROWS",
                 help='a kernel of your own, such as "0 1 0; 1 -4 1; 0 1 0"; may be repeated',
             )
+    text = "Mean, deviation and gradients of every layer: at a network's start, or along a run."
+    command = _add(kinds, "signals", text, "visualize_signals")
+    command.add_argument("networks", nargs="+", metavar="NAME|RUN", help="networks and runs")
+    command.add_argument("--images", type=int, default=32, metavar="N", help="that are measured")
     for kind, text in _OF_NETWORKS.items():
         command = _add(kinds, kind, text, "visualize_network")
         _add_network(command)

@@ -38,4 +38,4 @@ def get_study() -> Study:
         for activation in ("sigmoid", "tanh", "relu")
         for name, initializer in INITIALIZERS.items()
     }
-    return Study(config, cases=cases, quick={"epochs": 1})
+    return Study(config, cases=cases, seeds=2, quick={"epochs": 1})

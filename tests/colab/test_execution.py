@@ -15,7 +15,14 @@ import pytest
 from notebooks import ROOT, SOURCES, find_cell
 from PIL import Image
 
-PICTURES = {"1_first_network": 5, "2_zoo_tour": 3, "3_cifar10": 4, "7_reproduce": 1}
+PICTURES = {
+    "1_first_network": 5,
+    "2_zoo_tour": 3,
+    "3_cifar10": 4,
+    "5_look_inside": 12,
+    "7_reproduce": 1,
+}
+MOBILENET = "data/weights/mobilenet_v2_1.0_224_q8.safetensors"  # instead of a download
 
 
 def execute(notebook: Path, folder: Path, env: dict[str, str]) -> nbformat.NotebookNode:
@@ -50,10 +57,11 @@ def find_pictures(notebook: nbformat.NotebookNode) -> list[np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
-def test_runs(source, tfds_dir, command_env, tmp_path):
+def test_runs(source, shared, tfds_dir, command_env, tmp_path):
     folder = tmp_path / "My Drive"
     folder.mkdir()
-    env = command_env | {"TFDS_DATA_DIR": str(tfds_dir)}
+    files = {"TFDS_DATA_DIR": tfds_dir, "FLAXCNN_WEIGHTS": shared / MOBILENET}
+    env = command_env | {name: str(path) for name, path in files.items()}
     notebook = execute(source.with_suffix(".ipynb"), folder, env)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -234,10 +234,19 @@ show(plots.draw_patches(patches, facts.mean, facts.std, titles))
 # Mean and deviation of every layer's outputs, and the norms of the loss' gradient: of the digits'
 # network before and after training.
 
-# %%
-from flaxcnn.commands.main import main
 
-assert main(["visualize", "signals", folder, "--out", "signals.png"]) == 0
+# %%
+def command(*arguments):
+    """Run `flaxcnn ...` as in a terminal, on the CPU: an accelerator is this process' own."""
+    words = [sys.executable, "-m", "flaxcnn", *arguments]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    finished = subprocess.run(words, env=environment, capture_output=True, text=True)
+    if finished.returncode:
+        raise RuntimeError(finished.stderr)
+    print(finished.stdout)
+
+
+command("visualize", "signals", folder, "--out", "signals.png")
 display(Image("signals.png", width=900))
 
 # %% [markdown]
@@ -317,7 +326,7 @@ if mobile is not None:
 # %%
 import html
 
-assert main(["report", folder]) == 0
+command("report", folder)
 with open(f"{folder}/report.html", encoding="utf-8") as file:
     page = html.escape(file.read())
 display(HTML(f'<iframe srcdoc="{page}" width="100%" height="700" frameborder="0"></iframe>'))

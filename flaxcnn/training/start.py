@@ -174,6 +174,7 @@ class Source:
                 self._located,
                 self._located.model_name,
                 in_channels=None if channels == of_network else channels,
+                new_head=True,  # which is not taken, as one for other classes is not
                 **kwargs,
             )
         for warning in caught:

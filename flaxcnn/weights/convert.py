@@ -101,7 +101,8 @@ def convert(
     `state_dict.py`).
 
     With a `num_classes` that is not the weights', the head is new, which a UserWarning says: its
-    values are those of `model.init(key, ...)`, where `key` is `jax.random.key(0)` unless given.
+    values are those of `model.init(key, ...)`, where `key` is `jax.random.key(0)` unless given. So
+    it is with any `num_classes` where the weights have no head (Keras' files called "notop").
     With `num_classes=0` or `features_only`, the head's tensors, and those of stages that are not
     computed, are left out. So are those of auxiliary classifiers that the network does not have,
     with a UserWarning that names them.
@@ -115,7 +116,9 @@ def convert(
     shapes = {n: shape_of(tensor) for n, tensor in tensors.items()}
     head, classes = set[Path](), 0
     if kwargs.get("num_classes"):
-        head, classes = _find_other_head(name, model, layout, sources, shapes, input_shape)
+        head = _find_missing_head(model, sources, shapes, input_shape)
+        if not head:
+            head, classes = _find_other_head(name, model, layout, sources, shapes, input_shape)
     read = {path: source for path, source in sources.items() if path not in head}
     needed, known = _list_shapes(read), _list_shapes(sources)
     unexpected, unused = _sort_others(
@@ -135,8 +138,9 @@ def convert(
     flat: dict[Path, Any] = {}
     if head:
         leaves = ", ".join("/".join(path[1:]) for path in sorted(head))
-        sizes = f"for {classes} classes, and num_classes is {kwargs['num_classes']}"
-        warnings.warn(f"{name}: the weights are {sizes}: {leaves} are new", stacklevel=2)
+        why = f"are for {classes} classes, and num_classes is {kwargs['num_classes']}"
+        why = why if classes else "have no head"
+        warnings.warn(f"{name}: the weights {why}: {leaves} are new", stacklevel=2)
         flat |= _initialize(model, input_shape, head, key)
     for path, source in read.items():
         arrays = {n: to_float32(n, tensors[n]) for n in source.their_shapes}
@@ -154,13 +158,16 @@ def count_classes(
 ) -> int:
     """How many classes weights are for; arguments as for `convert`, without `num_classes`.
 
-    Where that cannot be said, as of weights without a head, it is the network's own number. Raises
+    0 where they have no head; where it cannot be said, it is the network's own number. Raises
     UserError if the network has no such layout.
     """
     model: Any = create_model(name, **kwargs)
+    input_shape = input_shape or variant(name).input_shape
     sources = list_sources(name, model, layout, input_shape)
     found = rename_tensors(model, layout, tensors)
     shapes = {n: shape_of(tensor) for n, tensor in found.items()}
+    if _find_missing_head(model, sources, shapes, input_shape):
+        return 0
     _, classes = _find_other_head(name, model, layout, sources, shapes, input_shape)
     return classes or model.num_classes
 
@@ -258,6 +265,27 @@ def trace_shapes(model: nn.Module, input_shape: tuple[int, ...]) -> dict[Path, t
 def _list_shapes(sources: Mapping[Path, Source]) -> dict[str, tuple[int, ...]]:
     """The shapes of their arrays, by name."""
     return {n: shape for source in sources.values() for n, shape in source.their_shapes.items()}
+
+
+def _find_missing_head(
+    model: Any,
+    sources: Mapping[Path, Source],
+    shapes: Mapping[str, Any],
+    input_shape: tuple[int, ...],
+) -> set[Path]:
+    """The leaves that weights without a head lack: modules after the stages, the last among them.
+
+    Nothing where they lack other leaves, or none.
+    """
+    modules: dict[Path, list[bool]] = {}
+    for path, source in sources.items():
+        found = [n in shapes for n in source.their_shapes]
+        modules.setdefault(path[1:2], []).extend(found)
+    lacking = {path for path in sources if not any(modules[path[1:2]] or [True])}
+    if not any(path[1] == "classifier" for path in lacking) or not hasattr(model, "features_only"):
+        return set()
+    stages = trace_shapes(model.clone(features_only=True), input_shape)
+    return set() if lacking & stages.keys() else lacking
 
 
 def _find_other_head(

@@ -116,13 +116,15 @@ def load_variables(
     *,
     key: jax.Array | None = None,
     in_channels: int | None = None,
+    new_head: bool = False,
     **kwargs: Any,
 ) -> tuple[dict[str, Any], Located]:
     """The variables of `create_model(located.model_name, **{**located.kwargs, **kwargs})`.
 
     Arguments and errors as for `from_pretrained`. What is returned beside them is `locate(spec,
     model_name)` with `num_classes` among its `kwargs`, preprocessing for `in_channels`, and the
-    names of the classes, if the head is the weights'.
+    names of the classes, if the head is the weights'. Weights without a head get a new one where
+    `num_classes` says of how many classes, or with `new_head` of as many as the network has.
     """
     located = spec if isinstance(spec, Located) else locate(spec, model_name, **kwargs)
     tensors = read_tensors(located.path) if located.tensors is None else located.tensors
@@ -130,9 +132,10 @@ def load_variables(
     chosen = {**located.kwargs, **kwargs}
     if "num_classes" not in kwargs:
         chosen.pop("num_classes", None)
-        chosen["num_classes"] = count_classes(
-            name, tensors, layout, input_shape=located.input_shape, **chosen
-        )
+        count = count_classes(name, tensors, layout, input_shape=located.input_shape, **chosen)
+        if not count and not new_head:
+            raise UserError(f"{located.description} has no head: give num_classes for a new one")
+        chosen["num_classes"] = count or variant(name).kwargs["num_classes"]
     variables = convert(name, tensors, layout, key=key, input_shape=located.input_shape, **chosen)
     variables, channels = _adapt_input(located, variables, in_channels, chosen)
     preprocessing = located.preprocessing

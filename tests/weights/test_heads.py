@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from networks import REFERENCES
+from safetensors.numpy import save_file
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import create_model, variant
-from flaxcnn.weights import convert
+from flaxcnn.weights import convert, from_pretrained
 from flaxcnn.weights.convert import _find_other_head, list_sources
 
 SHORT = {"depths": (1, 1)}
@@ -155,3 +156,47 @@ def find_head(name, layout, **kwargs):
     ours = list_sources(name, model, layout)
     paths, classes = _find_other_head(name, model, layout, ours, shapes)
     return {path: theirs[path].name for path in paths}, classes
+
+
+# VGG-16 with two maps in each stage: its hidden layers are part of what Keras calls the top.
+SMALL_VGG = {"features": (2,) * 5, "hidden": (3,), "map_side": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "head"),
+    [
+        ("vgg16", SMALL_VGG, ("fc1", "classifier")),
+        ("cifar_resnet20", SHORT, ("classifier",)),
+    ],
+)
+def test_weights_without_a_head_get_a_new_one(tmp_path, name, kwargs, head):
+    """As Keras' files called "notop"; what is left of one is not taken for it."""
+    layout = "keras" if name == "vgg16" else "torchvision"
+    whole = draw(name, layout, **kwargs)
+    sources = list_sources(name, create_model(name, **kwargs), layout)
+    top = {source.name for path, source in sources.items() if path[1] in head}
+    assert len(top) == 2 * len(head)
+    notop = {n: tensor for n, tensor in whole.items() if n not in top}
+    expected = flatten(convert(name, whole, layout, **kwargs))
+    with pytest.warns(UserWarning) as reported:
+        found = flatten(convert(name, notop, layout, num_classes=2, **kwargs))
+    leaves = sorted(f"{module}/{leaf}" for module in head for leaf in ("kernel", "bias"))
+    line = f"{name}: the weights have no head: {', '.join(leaves)} are new"
+    assert [str(warning.message) for warning in reported] == [line]
+    for path, value in found.items():
+        if path.split("/")[1] in head:
+            assert value.shape != expected[path].shape or not np.array_equal(value, expected[path])
+        else:
+            np.testing.assert_array_equal(value, expected[path])
+    with pytest.raises(UserError, match="missing"):
+        convert(name, notop, layout, **kwargs)
+    classes = variant(name).kwargs["num_classes"]
+    for removed in (sorted(top)[0], sorted(notop)[0]):  # a part of the head, or more than the head
+        source = notop if removed in notop else whole
+        fewer = {n: tensor for n, tensor in source.items() if n != removed}
+        with pytest.raises(UserError, match=f"missing {removed}"):
+            convert(name, fewer, layout, num_classes=classes, **kwargs)
+    save_file(notop, tmp_path / "notop.safetensors")
+    spec = f"file:{tmp_path}/notop.safetensors,layout={layout}"
+    with pytest.raises(UserError, match="notop.safetensors has no head: give num_classes"):
+        from_pretrained(spec, model_name=name, **kwargs)

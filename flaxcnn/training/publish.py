@@ -4,6 +4,7 @@ Where timm has the network, the weights have timm's names and `timm.create_model
 pretrained=True)` loads them; other weights have ours.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from flaxcnn.weights import export
 from flaxcnn.weights.catalogue import timm_name
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-_CROP_MODES = {"crop": "center", "stretch": "squash", "pad": "border"}  # timm's words
 # Arguments of networks that change how they are trained, and not what they compute afterwards.
 _TRAINING_ONLY = {"dropout", "dropout_first", "drop_path", "auxiliary_dropout", "maps_dropout"}
 _TRAINING_ONLY |= {"kernel_init", "dense_init", "momentum", "norm_momentum", "remat"}
@@ -31,7 +31,10 @@ def make_files(run: TrainedRun, repository: str, licence: str = "") -> dict[str,
     own = {key: kwargs[key] for key in kwargs.keys() - _TRAINING_ONLY - {"num_classes"}}
     architecture = "" if own or run.config.task.name != "classification" else timm_name(name)
     layout = "timm" if architecture else "flaxcnn"
-    height, width, channels = shape = tuple(run.facts.image_shape)
+    shape, channels = tuple(run.facts.image_shape), run.facts.image_shape[2]
+    reading = run.preprocessing
+    # A run whose images had one size takes no other; whoever loads its network may.
+    reading = dataclasses.replace(reading, resize=reading.resize or run.config.data.resize)
     arguments = {**kwargs, "num_classes": classes}
     tensors = export(name, run.variables, layout, input_shape=shape, **arguments)
     config = {
@@ -40,13 +43,8 @@ def make_files(run: TrainedRun, repository: str, licence: str = "") -> dict[str,
         **({"label_names": run.facts.class_names} if run.facts.class_names else {}),
         **_model_args(own, channels if architecture else 3),
         "pretrained_cfg": {
-            "input_size": [channels, height, width],
+            **reading.to_config(),
             "fixed_input_size": False,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
-            "crop_mode": _CROP_MODES[run.config.data.resize],
-            "mean": list(run.facts.mean),
-            "std": list(run.facts.std),
             "num_classes": classes,
             **({"license": licence} if licence else {}),
         },

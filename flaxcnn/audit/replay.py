@@ -117,6 +117,7 @@ class Replay:
         of an epoch the validation is done again, too. Raises UserError where the loss is not
         finite.
         """
+        self._experiment.use_features(state.variables)
         placed = self._experiment.parallel.replicate(state)
         if self._loop is None:
             self._loop = Loop(self._experiment, history, placed)

@@ -1,8 +1,8 @@
 """The engine: one pure step, many steps per call, exact evaluation, bit-exact resume."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flaxcnn.training.config import (
     BalanceConfig,
@@ -19,6 +19,9 @@ from flaxcnn.training.config import (
 )
 from flaxcnn.training.config_file import load_config
 
+if TYPE_CHECKING:
+    from flaxcnn.training.probe import Probe
+
 __all__ = [
     "BalanceConfig",
     "ClipConfig",
@@ -31,6 +34,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "TaskConfig",
+    "linear_probe",
     "load_config",
     "run",
     "train",
@@ -71,6 +75,24 @@ def train(
 
     config = config if isinstance(config, Config) else load_config(config)
     return train(config, workdir, on_validation=on_validation, stop=stop)
+
+
+def linear_probe(
+    config: Config | str | Path, strengths: Sequence[float] = (0.001, 0.01, 0.1, 1.0)
+) -> "Probe":
+    """Fits scikit-learn's LogisticRegression to the features of a config's frozen base.
+
+    Features are those of `data.cache_features`, flattened and standardised: what the first module
+    that `optimizer.freeze` does not hold is given, of `model.weights`. Of a config with stages it
+    is the first. C is the one of `strengths` with the best accuracy on the validation split, of
+    equal ones the first; without that split there has to be one. Nothing is random. Returns the
+    fitted classifier (of float32 [N, F]), its C as `strength`, and `accuracy` by split.
+
+    Raises UserError as training on features does.
+    """
+    from flaxcnn.training.probe import fit_probe
+
+    return fit_probe(config if isinstance(config, Config) else load_config(config), strengths)
 
 
 def run(config: Config, workdir: str | Path) -> dict[str, Any] | None:

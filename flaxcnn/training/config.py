@@ -62,6 +62,7 @@ class DataConfig:
     feeder: str = "auto"  # "resident" (on the device), "streaming", or by resident_limit
     resident_limit: int = 2**31  # bytes of uint8 images up to which "auto" is "resident"
     normalization: object = "auto"  # "data", "sample" (2,000 images), "weights", or (mean, std)
+    cache_features: bool = False  # of a frozen base: computed once, kept on disk; no augment, views
     augment: tuple[Any, ...] = ()  # of the training images: (("flip",), ("rotate", 15)), in order
     augment_classes: tuple[str, ...] = ()  # only of the images of these; () is all classes
     views: tuple[Any, ...] = ()  # over which the final test averages: (("shift", 1), ("flip",))

@@ -49,6 +49,7 @@ def validate(config: Config) -> None:
     _check_types(config, Config(), "")
     _check_augment(config.data)
     _check_normalization(config.data.normalization)
+    _check_features(config)
     _check_weights(config)
     values = dict(fields(config))
     for name, choices in _CHOICES.items():
@@ -98,6 +99,21 @@ def _check_normalization(value: Any) -> None:
             f"data.normalization must be {', '.join(NORMALIZATION)} or (mean, std) with a number "
             f"for each channel, as ((0.5,), (0.25,)), got {value!r}"
         )
+
+
+def _check_features(config: Config) -> None:
+    if not config.data.cache_features:
+        return
+    if not config.optimizer.freeze:
+        raise UserError("data.cache_features needs optimizer.freeze: they are of what is frozen")
+    for field in ("augment", "views"):
+        if getattr(config.data, field):
+            raise UserError(
+                f"data.{field} changes images, and data.cache_features looks at each once: give "
+                "one of them"
+            )
+    if config.task.name != "classification":
+        raise UserError(f"data.cache_features is for classification, not {config.task.name}")
 
 
 def _check_weights(config: Config) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from flaxcnn.training.facts import (
     make_setting,
     reload_data,
 )
+from flaxcnn.training.features import Features
 from flaxcnn.training.freeze import Freeze
 from flaxcnn.training.momentum import judge_momentum
 from flaxcnn.training.optim import Lookahead, make_lookahead, make_optimizer
@@ -73,6 +74,8 @@ class Experiment:
     dataset: Dataset
     recorded: Facts | None = None  # of a run that has begun
     folder: Path | None = None  # of the run; `previous:` in `model.weights` is about what is beside
+    # What is seen instead of images, see `use_features`; a copy of the experiment sees images.
+    features: Features | None = dataclasses.field(default=None, init=False)
 
     @cached_property
     def facts(self) -> Facts:
@@ -228,9 +231,36 @@ class Experiment:
         parts = self.config, self.model, self.tx, self.facts.image_shape
         return jax.eval_shape(lambda: make_run_state(*parts))
 
+    def use_features(self, variables: Any) -> None:
+        """From here on the base's features are seen instead of images, with `data.cache_features`.
+
+        `variables` are those of any step of the run.
+        """
+        if not self.config.data.cache_features or self.features is not None:
+            return
+        facts, model = self.facts, self.config.model
+        described = {
+            "model": [model.name, to_dict(self.config)["model"]["kwargs"]],
+            "normalization": [facts.mean, facts.std],
+            "precision": self.config.precision,
+        }
+        self.features = Features(
+            self.model, variables, self.freeze, self.preprocess, facts.image_shape, described
+        )
+
+    @property
+    def _seen(self) -> tuple[Any, Callable[[jax.Array], jax.Array]]:
+        """The network of what a feeder brings, and what happens to that before."""
+        if self.features is None:
+            return self.model, self.preprocess
+        return self.features, lambda features: features
+
     def feeder(self, split: Split) -> Resident | Streaming:
         """The split on the device, or streamed where it was too large to be kept in memory."""
         data = self.config.data
+        if self.features is not None:
+            names = {id(of): name for name, of in self.dataset.splits.items()}
+            split = self.features.of(split, names.get(id(split), ""))
         in_memory = isinstance(split, ArraySplit)
         if data.feeder == "resident" or (data.feeder == "auto" and in_memory):
             return Resident(split)
@@ -246,11 +276,12 @@ class Experiment:
 
         Images have the size that they have in `epoch`; the last one unless it is given.
         """
+        model, preprocess = self._seen
         step = TrainStep(
-            self.model,
+            model,
             self.task,
             self.tx,
-            self.preprocess,
+            preprocess,
             augment=self._make_augment(epoch),
             freeze=self.freeze,
             accumulate=self.config.optimizer.accumulate,
@@ -272,10 +303,11 @@ class Experiment:
     def evaluator(self, split: Split, views: Sequence[View] = ()) -> Evaluator:
         """Exact evaluation on `split`."""
         batch, calls = self.config.data.eval_batch_size, self.facts.steps_per_call
+        model, preprocess = self._seen
         return Evaluator(
-            self.model,
+            model,
             self.task,
-            self.preprocess,
+            preprocess,
             self.parallel,
             self.feeder(split),
             EvalPlan(len(split), batch, calls),

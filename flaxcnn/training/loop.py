@@ -186,6 +186,7 @@ def _advance(
     """The final state, or None when asked to stop (the state is then saved)."""
     parallel, plan = experiment.parallel, experiment.plan
     step, state, history = start
+    experiment.use_features(state.variables)
     if step == plan.total_steps or _finished_early(experiment, history):
         return state
     loop = Loop(experiment, history, parallel.replicate(state))

@@ -223,15 +223,16 @@ def _cache_folder() -> Path:
     environ = os.environ
     if folder := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(folder).expanduser()
-    home = environ.get("HF_HOME") or _user_cache() / "huggingface"
+    home = environ.get("HF_HOME") or user_cache() / "huggingface"
     return Path(home).expanduser() / "hub"
 
 
 def _url_folder() -> Path:
-    return _user_cache() / "flaxcnn" / "weights"
+    return user_cache() / "flaxcnn" / "weights"
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
+    """Where programs keep what can be made again: XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 

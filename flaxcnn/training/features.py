@@ -16,13 +16,13 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from flax.errors import InvalidRngError
 from safetensors import SafetensorError, safe_open
@@ -65,7 +65,7 @@ class Features:
             **described,
             "cut": self.cut,
             "base": hash_tree(base),
-            "backend": f"{jax.default_backend()}, jaxlib {jaxlib.__version__}",
+            "backend": f"{jax.default_backend()}, jaxlib {metadata.version('jaxlib')}",
         }
         self._splits: dict[int, tuple[Split, ArraySplit]] = {}
 
@@ -101,7 +101,7 @@ class Features:
         pixels = np.ascontiguousarray(split.images)
         described = {
             **self._described,
-            "pixels": [*pixels.shape, hashlib.sha256(pixels).hexdigest()],
+            "pixels": [*pixels.shape, hashlib.sha256(pixels.data).hexdigest()],
         }
         key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
         path, count = user_cache() / "flaxcnn" / "features" / f"{key}.safetensors", len(split)
@@ -212,14 +212,14 @@ def read(path: Path, key: str, count: int) -> np.ndarray:
         raise UserError(f"{path} is damaged ({error})") from error
     if known.get("key") != key or len(features) != count:
         raise UserError(f"{path} is of something else")
-    if known.get("sha256") != hashlib.sha256(features).hexdigest():
+    if known.get("sha256") != hashlib.sha256(features.data).hexdigest():
         raise UserError(f"{path} is damaged")
     return features
 
 
 def write(path: Path, key: str, features: np.ndarray) -> None:
     """Writes a file for `read`, in one move."""
-    digest = hashlib.sha256(features).hexdigest()
+    digest = hashlib.sha256(features.data).hexdigest()
     content = save({"features": features}, metadata={"key": key, "sha256": digest})
     path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path) as temporary:

@@ -17,8 +17,10 @@ from flaxcnn.training import Config, publish
 from flaxcnn.training.facts import Facts
 from flaxcnn.training.inference import TrainedRun
 from flaxcnn.training.parts import make_model, make_task
+from flaxcnn.training.start import Start
 from flaxcnn.training.workdir import Workdir
 from flaxcnn.weights import convert, hub
+from flaxcnn.weights.preprocessing import Preprocessing
 
 # huggingface_hub calls httpx by a deprecated name.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -69,12 +71,18 @@ def test_a_network_of_timm_is_written_in_its_names(tmp_path):
     assert 'timm.create_model("hf_hub:me/pets", pretrained=True)' in card
 
 
-def test_grey_images_are_in_timms_words(tmp_path):
+def test_grey_images_are_in_timms_words_and_read_as_the_run_has_read_them(tmp_path):
     run = finished(tmp_path, "mobilenetv2_050", (32, 32, 1))
+    run.config.data.normalization, run.config.data.resize = "weights", "pad"
+    reading = Preprocessing((32, 32), (0.4,), (0.2,), 0.9, "bicubic")
+    run.facts.weights = Start("those of timm", preprocessing=reading).to_dict()
     files = publish.make_files(run, "me/grey")
     config = json.loads(files["config.json"])
     assert config["model_args"] == {"in_chans": 1}
-    assert config["pretrained_cfg"]["input_size"] == [1, 32, 32]
+    cfg = config["pretrained_cfg"]
+    assert cfg["input_size"] == [1, 32, 32] and (cfg["mean"], cfg["std"]) == ([0.4], [0.2])
+    assert (cfg["crop_mode"], cfg["crop_pct"]) == ("border", 0.9)
+    assert cfg["interpolation"] == "bicubic"
     tensors = safetensors.numpy.load(files["model.safetensors"])
     assert tensors["conv_stem.weight"].shape == (16, 1, 3, 3)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -231,7 +232,7 @@ def test_what_does_not_go_with_it_is_refused(changes, message):
 def test_a_linear_probe_is_scikit_learns(monkeypatch):
     """Of features that NumPy can compute: those of a dense layer on pixels."""
     config = Config(
-        model=ModelConfig("mnist_mlp_512", kwargs={"hidden": (64, 32)}),
+        model=ModelConfig("mnist_mlp_512", kwargs=ConfigDict({"hidden": (64, 32)})),
         data=DataConfig(normalization=((0.0,), (1.0,))),
         optimizer=OptimizerConfig(freeze="fc1"),
     )

@@ -5,8 +5,10 @@ In a folder with a space in its name, as Google Drive's "My Drive" has: their ru
 
 import base64
 import io
+import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import nbformat
@@ -19,6 +21,7 @@ PICTURES = {
     "1_first_network": 5,
     "2_zoo_tour": 3,
     "3_cifar10": 4,
+    "4_transfer_learning": 4,
     "5_look_inside": 12,
     "7_reproduce": 1,
 }
@@ -55,6 +58,21 @@ def find_pictures(notebook: nbformat.NotebookNode) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in encoded]
 
 
+def find_photographs(data: Path, folder: Path) -> dict[str, str]:
+    """What tells the notebook of a few photographs, and of weights, that are here."""
+    with tarfile.open(data / "cats-dogs.tar.gz") as archive:
+        chosen = [m for m in archive if re.search(r"/(test|validation)/\w+/.*[05]\.jpg$", m.name)]
+        for member in chosen:
+            member.name = re.sub("^cats-dogs/(test|validation)", "pets", member.name)
+        archive.extractall(folder, chosen, filter="data")
+    weights = data / "weights" / "mobilenet_v2_1.0_224_q8.safetensors"
+    return {
+        "FLAXCNN_PHOTOS": str(folder / "pets"),
+        "FLAXCNN_WEIGHTS": f"file:{weights}",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
 def test_runs(source, shared, tfds_dir, command_env, tmp_path):
@@ -62,6 +80,8 @@ def test_runs(source, shared, tfds_dir, command_env, tmp_path):
     folder.mkdir()
     files = {"TFDS_DATA_DIR": tfds_dir, "FLAXCNN_WEIGHTS": shared / MOBILENET}
     env = command_env | {name: str(path) for name, path in files.items()}
+    if source.stem == "4_transfer_learning":
+        env |= find_photographs(shared / "data", tmp_path)
     notebook = execute(source.with_suffix(".ipynb"), folder, env)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -2,7 +2,9 @@
 
 flaxcnn train cats_dogs_mobilenet_v2 --config.data.source=folder:PATH
 
-The weights are Keras' (14 MB, downloaded once); others: --config.model.weights=file:PATH.
+The weights are Keras' (14 MB, downloaded once; reading them needs `pip install 'flaxcnn[keras]'`);
+others: --config.model.weights=file:PATH. Measured with 8-bit ones on 300 photographs each of cats
+and dogs: 96.67 % of 250 others, then 97.07 % (three seeds, docs/results.md, with its hardware).
 """
 
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -61,9 +61,12 @@ def render_row(name: str) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+NAMES = [name for name in list_models() if variant(name).task == "classification"]
+
+
 def render() -> str:
     """The text of the file."""
-    return HEADER + "".join(map(render_row, list_models()))
+    return HEADER + "".join(map(render_row, NAMES))
 
 
 if __name__ == "__main__":

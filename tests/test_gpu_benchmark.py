@@ -13,8 +13,12 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    other = sys.modules.pop("networks", None)  # of tests/reference
     import gpu
 
+    sys.modules.pop("networks", None)
+    if other is not None:
+        sys.modules["networks"] = other
     monkeypatch.setattr(gpu, "RESERVED", 0.0)
     return gpu
 

@@ -156,8 +156,8 @@ VARIANTS = {
     "fcn32s": _skip(1_818_453, 279_753_152, 31_552, stride=32),
     "fcn16s": _skip(1_820_490, 280_148_288, 31_552, stride=16),
     "fcn8s": _skip(1_821_183, 280_675_136, 31_552, stride=8),
-    "fcn_resnet50": _dilated(32_957_013, 142_771_909_800, 54_144, backbone="resnet50"),
-    "fcn_resnet101": _dilated(51_949_141, 222_793_004_200, 106_368, backbone="resnet101"),
+    "fcn_resnet50": _dilated(32_957_013, 142_725_772_800, 54_144, backbone="resnet50"),
+    "fcn_resnet101": _dilated(51_949_141, 222_746_867_200, 106_368, backbone="resnet101"),
 }
 
 DEVIATIONS = (

@@ -81,8 +81,8 @@ _variant = functools.partial(
 )
 
 VARIANTS = {
-    "unet": _variant(31_030_658, 230_410_923_008),
-    "unet_bn": _variant(31_036_546, 230_410_923_008, 11_776, batch_norm=True),
+    "unet": _variant(31_030_658, 241_207_323_648),
+    "unet_bn": _variant(31_036_546, 241_207_323_648, 11_776, batch_norm=True),
 }
 
 DEVIATIONS = (

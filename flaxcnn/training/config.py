@@ -21,8 +21,8 @@ class ModelConfig:
     """Which network. `kwargs` go to `flaxcnn.create_model` beside `num_classes` and `dtype`."""
 
     name: str = "lenet5_dense"  # one of `flaxcnn list`
-    weights: str = ""  # to start with: a tag, "hf://...", URL#sha256=, "file:PATH", "run:WORKDIR"
     kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of the network
+    weights: str = ""  # to start with: a tag, "hf://...", URL#sha256=, "file:PATH", "run:WORKDIR"
 
     def __post_init__(self):
         self.kwargs = ConfigDict(dict(self.kwargs))  # a plain dict will do; flags cannot add to it

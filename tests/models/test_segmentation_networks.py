@@ -32,8 +32,8 @@ def test_size(name):
     v, model = variant(name), create_model(name)
     images = jax.ShapeDtypeStruct((1, *v.input_shape), jnp.float32)
     initialize = functools.partial(model.init_with_output, train=False)
-    jaxpr, shapes = jax.make_jaxpr(initialize, return_shape=True)(jax.random.key(0), images)
-    logits, variables = shapes
+    logits, variables = jax.eval_shape(initialize, jax.random.key(0), images)
+    jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=False))(variables, images)
     assert count_values(variables["params"]) == v.params == PARAMETERS.get(name, v.params)
     assert count_values(variables.get("batch_stats", {})) == v.statistics
     assert count_multiply_adds(jaxpr.jaxpr) == v.macs

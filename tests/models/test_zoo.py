@@ -101,11 +101,8 @@ def trace(name):
     v, model = variant(name), create_model(name)
     images = jax.ShapeDtypeStruct((1, *v.input_shape), jnp.float32)
     initialize = functools.partial(model.init_with_output, train=False)
-    jaxpr, shapes = jax.make_jaxpr(initialize, return_shape=True)(jax.random.key(0), images)
-    logits, variables = shapes
-    if getattr(model, "auxiliary", False):  # `init` runs these classifiers, evaluation does not
-        apply = functools.partial(model.apply, train=False)
-        jaxpr = jax.make_jaxpr(apply)(variables, images)
+    logits, variables = jax.eval_shape(initialize, jax.random.key(0), images)
+    jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=False))(variables, images)
     return logits, variables, jaxpr
 
 

@@ -91,7 +91,7 @@ def test_nine_augmented_copies_of_the_images_of_scarce_classes():
         augment=[("rotate", 30), ("translate", 0.2)],
         augment_classes=(8, "9"),  # a number will do, as in the other fields
     )
-    augment, train = experiment._make_augment(), experiment.dataset.splits["train"]
+    augment, train = experiment._make_augment(0), experiment.dataset.splits["train"]
     assert augment is not None
     augment = jax.jit(augment)
     seen: dict[int, list] = {}

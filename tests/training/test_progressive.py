@@ -46,9 +46,9 @@ def shapes(monkeypatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr("flaxcnn.training.report._draw", lambda *arguments: None)
     found, traced = [], TrainStep._gradients
 
-    def note(self, state, batch):
+    def note(self, state, trained, batch):
         found.append(batch[0].shape[1:])
-        return traced(self, state, batch)
+        return traced(self, state, trained, batch)
 
     monkeypatch.setattr(TrainStep, "_gradients", note)
     return found

@@ -258,7 +258,8 @@ def test_in_a_browser_at_the_size_of_a_phone_and_of_a_desktop(tmp_path):
     )
     said = re.search(r"<title>found (.*?) end</title>", done.stdout, re.DOTALL)
     assert said, done.stdout[-500:] + done.stderr[-500:]
-    phone, desktop = json.loads(html.unescape(said[1]))
+    found = json.loads(html.unescape(said[1]))  # as they were loaded, in either order
+    phone, desktop = sorted(found, key=lambda frame: frame["width"])
     assert (phone.pop("width"), desktop.pop("width")) == (390, 1280)
     assert phone == desktop
     assert phone == {

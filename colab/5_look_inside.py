@@ -303,7 +303,7 @@ except UserError as error:
 if mobile is not None:
     photograph = preprocessing.fit(load_sample_image("flower.jpg"))[None]
     inputs = np.asarray(preprocessing(photograph))
-    blocks = [f"stage{number}" for number in (1, 2, 4)]
+    blocks = [f"stage{number}" for number in (1, 2, 3)]
     for name, values in analysis.activations(mobile, weights, inputs, blocks).items():
         show(plots.draw_features(np.asarray(values[0]), 16, name, photograph[0]))
 
@@ -329,7 +329,8 @@ import html
 command("report", folder)
 with open(f"{folder}/report.html", encoding="utf-8") as file:
     page = html.escape(file.read())
-display(HTML(f'<iframe srcdoc="{page}" width="100%" height="700" frameborder="0"></iframe>'))
+frame = f'<iframe srcdoc="{page}" width="100%" height="700" frameborder="0"></iframe>'
+display(HTML(f"<div>{frame}</div>"))  # of a bare iframe IPython warns
 
 # %% [markdown]
 # ## Next

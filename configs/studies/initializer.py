@@ -4,6 +4,14 @@
 the training images held out for the validation curve. Biases start at zero. The uniform kernels of
 a layer with n inputs and m outputs have the variance 2 / (n + m) (Glorot and Bengio 2010), 2 / n
 (He et al. 2015), 1 / n (LeCun et al. 1998), or, "0.05", that of -0.05 to 0.05 for any n and m.
+
+With zeros nothing is learned: behind tanh and ReLU only the last biases have a gradient, and behind
+sigmoids all units of a layer stay equal. Six layers of sigmoids learn with He's kernels alone, the
+largest, and after a plateau: each makes the gradient about three times smaller, and with smaller
+kernels more (docs/looking_inside.md has a picture). With tanh and ReLU the four others all learn:
+LeCun's, Glorot's and He's lie within half a point, about the spread of the seeds; those of 0.05,
+too small for 100 inputs, begin with a plateau too, of one epoch and of three, and are behind by
+0.9 of a point or more.
 """
 
 from ml_collections import ConfigDict
@@ -38,4 +46,4 @@ def get_study() -> Study:
         for activation in ("sigmoid", "tanh", "relu")
         for name, initializer in INITIALIZERS.items()
     }
-    return Study(config, cases=cases, seeds=2, quick={"epochs": 1})
+    return Study(config, cases=cases, quick={"epochs": 1})

@@ -36,7 +36,7 @@ def test_an_unknown_argument_is_reported_with_the_network_s_own():
         create_model("mnist_mlp_512", droput=0.5)
     assert str(error.value) == (
         "model 'mnist_mlp_512' has no argument 'droput': it takes num_classes, hidden, "
-        "activation, noise, gaussian_dropout, dropout, dtype, axis_name"
+        "activation, noise, gaussian_dropout, dropout, dtype, axis_name, kernel_init"
     )
 
 

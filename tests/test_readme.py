@@ -63,7 +63,7 @@ def test_the_examples_of_networks_and_weights_run(tmp_path, monkeypatch):
     save_file(tensors, tmp_path / "resnet18.safetensors")
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match="1000 classes, and num_classes is 10"):
-        exec(find_example("load_file", "convert"), names)
+        exec(find_example("read_tensors", "convert"), names)
     assert names["variables"]["params"]["classifier"]["kernel"].shape == (512, 10)
     apply = functools.partial(names["model"].apply, names["variables"], train=False)
     logits = jax.eval_shape(apply, images)

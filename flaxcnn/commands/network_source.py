@@ -64,7 +64,7 @@ def open_source(args: argparse.Namespace) -> Source:
         )
     shape = variant(args.model).input_shape
     model = create_model(args.model, **arguments)
-    if args.kind == "diagram":  # needs shapes alone, also of networks that fill the memory
+    if args.kind in ("diagram", "receptive_field"):  # of shapes alone: networks of any size
         images = jax.ShapeDtypeStruct((1, *shape), np.float32)
         variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     else:

@@ -23,9 +23,10 @@ _OF_NETWORKS = {
     "grad_cam": "The last maps weighted by their gradients.",
     "occlusion": "By how much a class' score falls where the image is covered.",
     "maximize": "Images that excite units most.",
+    "receptive_field": "The receptive field of a network's layers against their depth.",
     "diagram": "A network as a block diagram (SVG).",
 }
-_WITHOUT_IMAGES = ("filters", "maximize", "diagram")
+_WITHOUT_IMAGES = ("filters", "maximize", "receptive_field", "diagram")
 _OF_UNITS = ("deconv", "maximize")
 
 

@@ -12,6 +12,7 @@ from flaxcnn.analysis.activations import activations, first_filters, layer_shape
 from flaxcnn.analysis.attribution import METHODS
 from flaxcnn.analysis.deconvnet import find_patches
 from flaxcnn.analysis.diagram import draw_diagram, select_layers
+from flaxcnn.analysis.field_plot import draw_field
 from flaxcnn.analysis.maximization import maximize_activation
 from flaxcnn.analysis.plots import (
     draw_attributions,
@@ -21,6 +22,7 @@ from flaxcnn.analysis.plots import (
     draw_samples,
     to_pixels,
 )
+from flaxcnn.analysis.summary import summary
 from flaxcnn.commands.network_source import Source, open_source
 from flaxcnn.commands.visualize import check_folder, save
 from flaxcnn.errors import UserError
@@ -41,9 +43,14 @@ def run(args: argparse.Namespace) -> int:
         "features": _features,
         "deconv": _deconv,
         "maximize": _maximize,
+        "receptive_field": _receptive_field,
     }
     save(kinds.get(args.kind, _attribution)(source, args), args.out)
     return DONE
+
+
+def _receptive_field(source: Source, args: argparse.Namespace) -> Any:
+    return draw_field(summary(source.model, source.image_shape))
 
 
 def _filters(source: Source, args: argparse.Namespace) -> Any:

@@ -21,6 +21,7 @@ def image(tmp_path):
         "pixels IMAGE --at 1,2,3,4",
         ["kernels", "IMAGE", "--kernel", "0 1 0; 1 -4 1; 0 1 0"],
         "filters --model digits_cnn",
+        "receptive_field --model resnet18",
         "features --model digits_cnn --layer conv2 IMAGE",
         pytest.param(
             "deconv --model digits_cnn --layer conv1 --units 3 IMAGE IMAGE", marks=pytest.mark.slow

@@ -55,8 +55,8 @@ POLICIES = {
         ("progressive_resize", ((0, 14, 12),)),
         ("resize", 12, 10),
         ("crop", 3),
-        ("mixup_or_cutmix",),
     ],
+    "mixing": [("mixup_or_cutmix",)],
 }
 
 

@@ -17,7 +17,12 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+DEEPER = ("resnet18", "mobilenet_v1_0.25_128", "mobilenet_v2_0.35_96")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.zoo] * (n in DEEPER)) for n in NETWORKS]
+)
 def test_values_are_those_of_the_undilated_network(name):
     """The hole algorithm's defining property; sides of which one is no power of two."""
     model = create_model(name, features_only=True, **NETWORKS[name])

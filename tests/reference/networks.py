@@ -71,6 +71,7 @@ DEEP = {
     *("mobilenet_v1_0.50_128", "mobilenet_v1_0.75_128"),
     *("mobilenet_v2_0.50_96", "mobilenet_v2_0.75_96"),
     *("inception_v4", "darknet53", "resnext50_32x4d", "seresnet50_v1"),  # not their short forms
+    *("densenet121.keras", "nasnet_a_mobile-small.keras"),  # as their torchvision and NumPy forms
     *("vgg16.torchvision", "mobilenet_v1_1.00_128", "mobilenet_v2_1.00_96"),
     "densenet121.torchvision",  # its short form; whole as in Keras
     "googlenet.torchvision",  # that with auxiliary classifiers

@@ -132,6 +132,7 @@ def test_a_step_with_an_overflow_leaves_everything_but_scale_and_schedule(parall
     assert all(change > 0 for change in jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 def test_a_scaled_step_without_overflow_is_the_plain_one():
     states = []
     for tx in (optax.sgd(0.1), scale_loss(optax.sgd(0.1), initial=1024.0)):

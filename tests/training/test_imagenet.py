@@ -30,7 +30,7 @@ def photographs(tmp_path_factory):
     return folder / "set"
 
 
-@pytest.mark.slow
+@pytest.mark.zoo
 @pytest.mark.timeout(1600)
 @pytest.mark.parametrize("name", ["imagenet_resnet50", "imagenet_resnet50_a3"])
 def test_a_short_form_runs(name, photographs, run_command, tmp_path):

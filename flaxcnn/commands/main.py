@@ -26,6 +26,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_looking(commands)
     _add_runs(commands)
+    _add_leaving(commands)
+    _add_study(commands)
     _add_checks(commands)
     return parser
 
@@ -82,7 +84,7 @@ def _add_looking(commands: Any) -> None:
 
 
 def _add_runs(commands: Any) -> None:
-    """What a run is for, and several of them: evaluate, report, predict, push, study."""
+    """What a run has learnt: evaluate, report, predict."""
     command = _add(
         commands, "evaluate", "Metrics of a run's checkpoint on a split of its data set."
     )
@@ -136,6 +138,9 @@ def _add_runs(commands: Any) -> None:
     )
     command.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
 
+
+def _add_leaving(commands: Any) -> None:
+    """Networks that leave the house: export, push."""
     command = _add(commands, "export", "A run's network as one file that works without flaxcnn.")
     command.add_argument("workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
     command.add_argument(
@@ -162,6 +167,9 @@ def _add_runs(commands: Any) -> None:
     )
     command.add_argument("--private", action="store_true", help="if it is made: only for its owner")
 
+
+def _add_study(commands: Any) -> None:
+    """Several runs: study."""
     command = _add(
         commands, "study", "Trains every case of a study with every seed, and writes its report."
     )

@@ -25,7 +25,6 @@ SETTINGS = (
     "jax_threefry_partitionable",
     "jax_default_matmul_precision",
     "jax_enable_x64",
-    "jax_compilation_cache_dir",
     "jax_platforms",
 )
 BAD_JAXLIB = {  # why pyproject.toml excludes a version

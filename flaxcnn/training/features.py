@@ -28,6 +28,7 @@ from flax.errors import InvalidRngError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from flaxcnn import __version__
 from flaxcnn.data.splits import ArraySplit, Split
 from flaxcnn.errors import UserError
 from flaxcnn.training.freeze import Freeze, list_paths
@@ -65,7 +66,8 @@ class Features:
             **described,
             "cut": self.cut,
             "base": hash_tree(base),
-            "backend": f"{jax.default_backend()}, jaxlib {metadata.version('jaxlib')}",
+            "backend": jax.default_backend(),
+            "versions": {"flaxcnn": __version__, "jaxlib": metadata.version("jaxlib")},
         }
         self._splits: dict[int, tuple[Split, ArraySplit]] = {}
 

@@ -22,6 +22,9 @@ TRAIN = [
 ]
 
 
+pytestmark = pytest.mark.slow  # each waits for a run
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run of two epochs, without a report."""

@@ -48,7 +48,9 @@ def describe(name):
 
 FIRST = set({describe(name): name for name in reversed(ZOO)}.values())
 FIRST -= {"nasnetalarge", "nasnet_a_large_slim"}  # of the size of nasnet_a_large
-FIRST -= {"inception_resnet_v2"}  # built as inception_resnet_v1 is
+# Built as inception_resnet_v1, nasnet_a_mobile and densenet121 are.
+FIRST -= {"inception_resnet_v2", "inception_resnet_v2_paper", "nasnet_a_large"}
+FIRST -= {"densenet161", "densenet169", "densenet264"}
 # Other families take the depths of ResNet's, of which each is tried.
 FIRST -= {
     name for name in DEEP if re.match(r"(resnetv2_1|resnet1\d\d_?v|seresnet1|seresnext101)", name)

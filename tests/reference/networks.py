@@ -63,7 +63,7 @@ DEEP = {
     *("resnext101_32x4d", "resnext101_64x4d", "resnext101_32x8d", "seresnext101_32x4d"),
     *("seresnet101_v1", "seresnet152_v1", "seresnext50_32x4d_timm", "senet154"),
     *("resnet34", "seresnext50_32x4d"),
-    *("vgg13", "vgg13_bn", "vgg16_bn", "vgg19", "vgg19_bn"),
+    *("vgg11_bn", "vgg13", "vgg13_bn", "vgg16_bn", "vgg19", "vgg19_bn"),
     *("densenet161", "densenet169", "densenet201", "densenet264"),
     *("nasnet_a_mobile", "nasnet_a_large", "nasnetalarge", "inception_v3_aux"),
     "inception_resnet_v2",
@@ -71,7 +71,8 @@ DEEP = {
     *("mobilenet_v1_0.50_128", "mobilenet_v1_0.75_128"),
     *("mobilenet_v2_0.50_96", "mobilenet_v2_0.75_96"),
     *("inception_v4", "darknet53", "resnext50_32x4d", "seresnet50_v1"),  # not their short forms
-    *("densenet121.keras", "nasnet_a_mobile-small.keras"),  # as their torchvision and NumPy forms
+    # As torchvision's and NumPy's forms of them.
+    *("inception_v3_keras.keras", "densenet121.keras", "nasnet_a_mobile-small.keras"),
     *("vgg16.torchvision", "mobilenet_v1_1.00_128", "mobilenet_v2_1.00_96"),
     "densenet121.torchvision",  # its short form; whole as in Keras
     "googlenet.torchvision",  # that with auxiliary classifiers
@@ -86,7 +87,14 @@ SECOND_LAYOUTS = {
 # Training steps that take long to compile or to draw, of layers that other networks' training steps
 # have too.
 LONG_STEPS = {
-    *("resnet50", "vgg11_bn", "mobilenet_v2", "squeezenet1_1", "resnetv2_50"),
+    *(
+        "resnet50",
+        "seresnet50_v1-short",
+        "darknet53-short",
+        "mobilenet_v2",
+        "squeezenet1_1",
+        "resnetv2_50",
+    ),
     *("googlenet_bn_tv_aux", "inception_v3_keras", "inception_v4-short"),
     *("inception_resnet_v2-short", "nasnet_a_mobile-small", "resnet50v2", "resnext50_32x4d-short"),
     *("mobilenetv2_050", "mobilenet_v2_0.35_96", "mobilenet_v1_0.25_128", "xception"),

@@ -16,7 +16,8 @@ import pytest
 
 # The whole default run may take as much time as this many pieces of the fixed work: 900 CPU-seconds
 # of a quiet machine with two cores, and a tenth for noise. Five files that took 162 there took 163
-# pieces. 2026-11-26: 588 CPU-seconds on 2 cores of an AMD EPYC (AVX-512), 805 pieces.
+# pieces. 2026-11-26: 715 CPU-seconds on 2 cores of an AMD EPYC (AVX-512), 960 pieces;
+# some 15 CPU-seconds less since.
 LIMIT = 990
 EVERY = 60.0  # CPU-seconds of a process between two pieces
 

@@ -61,7 +61,7 @@ def in_float64(x, kernel, dy, *, strides, padding, dilation, groups):
     return y, dpadded[:, slice(*rows), slice(*cols)], dkernel
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(convolutions(), st.integers(0, 2**32 - 1))
 def test_value_and_gradients_are_those_of_float64(convolution, seed):
     x_shape, kernel_shape, arguments = convolution

@@ -149,7 +149,10 @@ def forward_v2(w, x):
 
 @pytest.mark.parametrize(
     ("name", "forward"),
-    [("inception_resnet_v1", forward_v1), ("inception_resnet_v2_paper", forward_v2)],
+    [
+        ("inception_resnet_v1", forward_v1),
+        pytest.param("inception_resnet_v2_paper", forward_v2, marks=pytest.mark.zoo),
+    ],
 )
 def test_equals_numpy(name, forward):
     model = create_model(name, num_classes=10)

@@ -85,7 +85,9 @@ def break_marked(key, step, images, targets):
 
 
 @pytest.mark.parametrize(
-    ("parallel", "accumulate"), [(Jit, 2), (Pmap, 1)], ids=["jit, micro-batches", "pmap"]
+    ("parallel", "accumulate"),
+    [pytest.param(Jit, 2, marks=pytest.mark.slow), (Pmap, 1)],
+    ids=["jit, micro-batches", "pmap"],
 )
 def test_a_step_with_an_overflow_leaves_everything_but_scale_and_schedule(parallel, accumulate):
     parallel = parallel(jax.devices()[:2])

@@ -222,7 +222,7 @@ def test_without_h5py_there_is_one_line(tmp_path, monkeypatch):
     [
         ("cifar_resnet20", ["torchvision"]),
         ("mobilenet_v2_0.35_96", ["torchvision", "timm", "keras", "tflite"]),
-        ("vgg11", ["torchvision", "timm", "keras", "caffe"]),
+        pytest.param("vgg11", ["torchvision", "timm", "keras", "caffe"], marks=pytest.mark.zoo),
     ],
 )
 def test_the_layout_is_found_by_names(name, layouts):

@@ -73,7 +73,7 @@ def open_folder(path: str, image_format: ImageFormat, record: Record | None = No
     paths = {
         split: tuple(f"{found.root}/{name}" for name in names) for split, names in files.items()
     }
-    image_shape = _find_shape(
+    image_shape = find_shape(
         [path for of_split in paths.values() for path in of_split], image_format
     )
     full = image_format._replace(size=image_shape[:2], channels=image_shape[2])
@@ -131,7 +131,7 @@ def _is_copy(one: Path, other: Path) -> bool:
         return False
 
 
-def _find_shape(paths: list[str], image_format: ImageFormat) -> tuple[int, int, int]:
+def find_shape(paths: list[str], image_format: ImageFormat) -> tuple[int, int, int]:
     """The one shape of all images: from the format, and where it is open from the files."""
     size, channels = image_format.size, image_format.channels
     if size and channels:

@@ -13,7 +13,7 @@ from flaxcnn.data.record import listing
 from flaxcnn.data.splits import map_chunks
 from flaxcnn.errors import UserError
 
-_SPLIT_OF = {
+SPLIT_OF = {
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -96,10 +96,10 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 def _find_splits(found: FolderFiles) -> dict[str, Path]:
     """The folder of each split, train first; {"all": root} if root holds the classes."""
     root, children = found.root, _folders_in(found.root)
-    named = [child for child in children if child.name.lower() in _SPLIT_OF]
+    named = [child for child in children if child.name.lower() in SPLIT_OF]
     if not any(_folders_in(child) for child in named):
         # A class may be called "train", but not all of them as splits are, nor two.
-        splits = [c for c in children if c.name.lower().rstrip("0123456789_-") in _SPLIT_OF]
+        splits = [c for c in children if c.name.lower().rstrip("0123456789_-") in SPLIT_OF]
         if len(splits) > 1 or (splits and splits == children):
             raise UserError(
                 f"data.source: {splits[0].path} has no folder per class: labels are the names of "
@@ -109,7 +109,7 @@ def _find_splits(found: FolderFiles) -> dict[str, Path]:
     found.divided = True
     folders: dict[str, Path] = {}
     for child in named:
-        split = _SPLIT_OF[child.name.lower()]
+        split = SPLIT_OF[child.name.lower()]
         if split in folders:
             raise UserError(
                 f"data.source: {folders[split]} and {child.path} are both the {split} split"
@@ -166,7 +166,7 @@ class _Walk:
             return
         for entry in _entries(self._root / name):
             if entry.is_dir():
-                if not above and _SPLIT_OF.get(entry.name.lower()) == "train":
+                if not above and SPLIT_OF.get(entry.name.lower()) == "train":
                     raise UserError(
                         f"data.source: {self._root / name} is divided into splits: they must stand "
                         f"above the classes, as {self._root}/train/{Path(name).name}"

@@ -42,6 +42,7 @@ class Dataset:
     skipped: int  # images skipped because they cannot be read
     version: str  # changes with the set: a hash of its files, or the publisher's word
     files: Files = dataclasses.field(default_factory=dict)  # of a folder
+    labelled: bool = True  # whether targets are labels, where there are classes
 
     def replaced(self) -> list[str]:
         """What is wrong with the images of streamed splits that were replaced until now."""
@@ -51,19 +52,22 @@ class Dataset:
 
 
 def absolute_source(source: str) -> str:
-    """`data.source` as it can be used from any folder: the path of "folder:" is made absolute."""
+    """`data.source` as it can be used from any folder: a path in it is made absolute."""
     kind, _, path = source.partition(":")
-    return f"folder:{Path(path).expanduser().absolute()}" if kind == "folder" and path else source
+    return f"{kind}:{Path(path).expanduser().absolute()}" if kind in FOLDERS and path else source
 
 
 def check_source(source: str, record: Record) -> None:
     """Raises UserError unless `source` is a folder that holds the files that a run has recorded."""
     kind, _, path = source.partition(":")
-    if kind != "folder":
+    if kind not in FOLDERS:
         raise refuse(source, ["that was a folder"])
-    from flaxcnn.data.folder import check_folder
+    if kind == "folder":
+        from flaxcnn.data.folder import check_folder
 
-    check_folder(path, record)
+        check_folder(path, record)
+    else:
+        OPENERS[kind](path, ImageFormat((), "crop", 0), record)
 
 
 def load_dataset(
@@ -80,8 +84,9 @@ def load_dataset(
     record: Record | None = None,
     fit: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Dataset:
-    """Opens "digits", "tfds:<name>" or "folder:<path>"; the arguments are the fields of `data`.
+    """Opens "digits", "tfds:<name>", "folder:<path>" or "masks:<path>".
 
+    The arguments are the fields of `data`.
     Digits are scikit-learn's 1,797 of 8x8 pixels, with a test split that no seed changes. A folder
     of classes without splits is divided by `split` (train, validation, test). Any other source
     without a validation split holds out the share `validation` of train (0 holds out none). Both
@@ -99,7 +104,8 @@ def load_dataset(
     _check_fields(image_format, split, validation, on_bad_image, resident_limit)
     kind, _, name = source.partition(":")
     if kind not in OPENERS or bool(name) == (kind == "digits"):
-        raise UserError(f"data.source must be digits, tfds:<name> or folder:<path>, got {source!r}")
+        known = ", ".join(f"{kind}:<path>" for kind in FOLDERS)
+        raise UserError(f"data.source must be digits, tfds:<name> or {known}, got {source!r}")
     opened = OPENERS[kind](name, image_format, record)
     if record:
         check_classes(source, record.class_names, opened.class_names)
@@ -199,10 +205,18 @@ def _open_folder(name: str, image_format: ImageFormat, record: Record | None) ->
     return open_folder(name, image_format, record)
 
 
+def _open_masks(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
+    from flaxcnn.data.mask_folder import open_masks
+
+    return open_masks(name, image_format, record)
+
+
+FOLDERS = ("folder", "masks")  # what has a path
 OPENERS: dict[str, Callable[[str, ImageFormat, Record | None], Opened]] = {
     "digits": _open_digits,
     "tfds": _open_tfds,
     "folder": _open_folder,
+    "masks": _open_masks,
 }
 """By the word before the colon of `data.source`: (what follows it, format, record) -> `Opened`."""
 
@@ -241,7 +255,8 @@ def _load(
             names = list(files[name])
             skipped |= {names[index]: files[name].pop(names[index]) for index in bad}
         classes = len(opened.class_names)
-        if len(split) and (not classes or _has_labels(title, name, _look_at(split), classes)):
+        labelled = classes and opened.labelled
+        if len(split) and (not labelled or _has_labels(title, name, _look_at(split), classes)):
             splits[name] = split
     if errors and refusing:
         raise refuse(source, _name(errors))
@@ -249,7 +264,14 @@ def _load(
     if skipped:
         files["skipped"] = skipped
     return Dataset(
-        source, opened.class_names, opened.image_shape, splits, len(errors), opened.version, files
+        source,
+        opened.class_names,
+        opened.image_shape,
+        splits,
+        len(errors),
+        opened.version,
+        files,
+        opened.labelled,
     )
 
 
@@ -332,7 +354,7 @@ def _note_measured(dataset: Dataset) -> None:
         split = "validation" if "validation" in dataset.splits else "train"
         print(f"{dataset.name} has no test split: {split} stands in for it", file=sys.stderr)
     known = {name: split for name, split in dataset.splits.items() if knows_strata(split)}
-    if "train" not in known:
+    if not dataset.labelled or "train" not in known:
         return
     trained = np.unique(known["train"].strata)
     for name, split in known.items():

@@ -112,6 +112,7 @@ class Opened(NamedTuple):
     ]  # of "train", and "validation" and "test" where they exist; or "all"
     version: str = ""  # of a set that is published in versions
     files: dict[str, dict[str, int]] = {}  # of a folder: by split each image's path and its bytes
+    labelled: bool = True  # whether targets are labels, where there are classes
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def knows_strata(split: Split) -> bool:
 
 def _stack(targets: list[Any]) -> Any:
     """One tree of arrays [n, ...] of n trees; labels become int32 [n]."""
-    if isinstance(targets[0], int | np.integer):
+    if not targets or isinstance(targets[0], int | np.integer):
         return np.array(targets, np.int32)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *targets)
 
@@ -228,8 +229,10 @@ def load_records(
     bad: dict[int, UserError] = {}
     for of_chunk in map_chunks(decode, count, title):
         bad |= of_chunk
-    whole = ArraySplit(images, _stack(targets))
-    return (whole.subset(np.delete(np.arange(count), list(bad))) if bad else whole), bad
+    if bad:
+        good = np.delete(np.arange(count), list(bad))
+        images, targets = images[good], [targets[index] for index in good]
+    return ArraySplit(images, _stack(targets)), bad
 
 
 def map_chunks(function: Callable[[np.ndarray], T], count: int, title: str) -> Iterator[T]:

@@ -4,10 +4,11 @@ from typing import Any
 
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.classification import Classification
+from flaxcnn.tasks.segmentation import Segmentation
 
 # What makes each: `make(Setting, **settings)`. Those of classification are the config's `loss`, of
 # every other task its `task.kwargs`.
-TASKS: dict[str, Any] = {"classification": Classification}
+TASKS: dict[str, Any] = {"classification": Classification, "segmentation": Segmentation}
 
 
 def find_task(name: str) -> Any:

@@ -1,11 +1,13 @@
 """What a task is: all that the engine does not know of labels, boxes or masks."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
+
+from flaxcnn.data.splits import Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +31,7 @@ class Setting:
     image_shape: tuple[int, ...]  # height, width, channels
     train_images: tuple[int, ...] = ()  # of each class in the training split, and how often an
     train_draws: tuple[int, ...] = ()  # epoch shows them; () where that is not known
+    counts: Mapping[str, Sequence[int]] = field(default_factory=dict)  # `Task.count`
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ class Task(Protocol):
 
     monitor: ClassVar[Metric]  # best checkpoint, early stopping, the figure of a run
     pictures: ClassVar[tuple[str, ...]]  # files that `draw` makes, in the folder of a run
+    places: ClassVar[bool] = False  # whether targets move with the image (`data/targets.py`)
+
+    @staticmethod
+    def count(split: Split, classes: int) -> dict[str, list[int]]:
+        """What `make` needs to know of the training split, as numbers; saved with the run."""
+        return {}
 
     def num_outputs(self) -> int:
         """The network's `num_classes`, unless the config gives another."""

@@ -47,7 +47,7 @@ def validate(config: Config) -> None:
     `config` comes from `normalize`; nothing in it is changed.
     """
     _check_types(config, Config(), "")
-    _check_augment(config.data)
+    _check_augment(config.data, find_task(config.task.name).places)
     _check_normalization(config.data.normalization)
     _check_features(config)
     _check_weights(config)
@@ -82,11 +82,11 @@ def validate(config: Config) -> None:
         raise UserError(f"the config must hold plain values only: {error}") from error
 
 
-def _check_augment(data: DataConfig) -> None:
+def _check_augment(data: DataConfig, places: bool) -> None:
     if data.augment_classes and not data.augment:
         raise UserError("data.augment_classes says for which classes data.augment is: give that")
-    read_policy(data.augment, by_class=bool(data.augment_classes))
-    read_views(data.views)
+    read_policy(data.augment, by_class=bool(data.augment_classes), places=places)
+    read_views(data.views, places=places)
 
 
 def _check_normalization(value: Any) -> None:

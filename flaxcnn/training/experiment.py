@@ -28,6 +28,7 @@ from flaxcnn.data.plans import EvalPlan, TrainPlan
 from flaxcnn.data.sources import Dataset
 from flaxcnn.data.splits import ArraySplit, Split
 from flaxcnn.errors import UserError
+from flaxcnn.tasks.registry import find_task
 from flaxcnn.tasks.task import Task
 from flaxcnn.training.config import Config
 from flaxcnn.training.config_json import to_dict
@@ -93,6 +94,7 @@ class Experiment:
                 views=self.views,
                 num_devices=self.parallel.num_devices,
                 start=self.start,
+                counts=self._counts,
             )
         if self.recorded.train_draws:
             return self.recorded
@@ -119,8 +121,16 @@ class Experiment:
     def task(self) -> Task:
         """Losses, metrics, predictions and their pictures."""
         seen = count_classes(self.draws)
-        setting = make_setting(self.dataset.class_names, self.dataset.image_shape, **seen)
+        shape, counts = self.dataset.image_shape, self._counts
+        setting = make_setting(self.dataset.class_names, shape, **seen, counts=counts)
         return make_task(self.config, setting)
+
+    @cached_property
+    def _counts(self) -> dict[str, list[int]]:
+        if self.recorded is not None:
+            return self.recorded.counts
+        classes = len(self.dataset.class_names)
+        return find_task(self.config.task.name).count(self.dataset.splits["train"], classes)
 
     @cached_property
     def model(self) -> nn.Module:

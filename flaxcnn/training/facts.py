@@ -15,7 +15,7 @@ from flaxcnn.data.augment import View, augmented_shape, find_stages, policy_at, 
 from flaxcnn.data.imbalance import Draws
 from flaxcnn.data.normalization import find_normalization
 from flaxcnn.data.record import refuse
-from flaxcnn.data.sources import Dataset
+from flaxcnn.data.sources import FOLDERS, Dataset
 from flaxcnn.data.splits import knows_strata
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Setting, Task
@@ -63,6 +63,7 @@ class Facts:
     data_version: str = ""  # "" in runs of old versions
     extended: list[int] = dataclasses.field(default_factory=list)  # epochs, see `extend.py`
     weights: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `Start`; {} without
+    counts: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # `Task.count`
 
     @classmethod
     def read(cls, workdir: Workdir) -> "Facts":
@@ -89,7 +90,9 @@ class Facts:
     @property
     def setting(self) -> Setting:
         """What the run's task is made from."""
-        return make_setting(self.class_names, self.image_shape, self.train_images, self.train_draws)
+        return make_setting(
+            self.class_names, self.image_shape, self.train_images, self.train_draws, self.counts
+        )
 
 
 def find_facts(
@@ -102,6 +105,7 @@ def find_facts(
     views: Sequence[View],
     num_devices: int,
     start: Start | None = None,
+    counts: dict[str, list[int]] | None = None,
 ) -> Facts:
     """Measures the training split and the network. Raises UserError where they do not fit."""
     if "validation" not in dataset.splits:
@@ -158,6 +162,7 @@ def find_facts(
         norm_momentum=max(momenta, default=0.0),
         data_version=dataset.version,
         weights=start.to_dict() if start else {},
+        counts=counts or {},
     )
 
 
@@ -166,13 +171,14 @@ def make_setting(
     image_shape: Sequence[int],
     train_images: Sequence[int],
     train_draws: Sequence[int],
+    counts: dict[str, list[int]],
 ) -> Setting:
     """What a task is made from, of facts."""
     height, width, channels = image_shape
     if len(train_images) != len(class_names):  # images of unknown classes are counted together
         train_images = train_draws = ()
     shape = height, width, channels
-    return Setting(tuple(class_names), shape, tuple(train_images), tuple(train_draws))
+    return Setting(tuple(class_names), shape, tuple(train_images), tuple(train_draws), counts)
 
 
 def describe_reading(config: Config, facts: Facts) -> Preprocessing:
@@ -204,7 +210,7 @@ def reload_data(config: Config, facts: Facts, workdir: Workdir) -> Dataset:
     """The data set of the run in `workdir`. Raises UserError if it is not as `facts` have it."""
     source = config.data.source
     kind, _, path = source.partition(":")
-    if kind == "folder" and not Path(path).expanduser().is_dir():
+    if kind in FOLDERS and not Path(path).expanduser().exists():
         raise UserError(
             f"the run's data set, {source}, is not there; where it has been moved to is said by "
             "data.source to training and by --source to evaluate"

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -124,9 +124,11 @@ class MaskFile(Annotation):
         """See `Annotation`. Each pixel takes the class of the nearest one, 255 beyond the image."""
         values = read_mask(self.path)
         if values.shape != image_size:
+            turned = "; images are turned as their camera noted (EXIF), masks are not"
             raise UserError(
                 f"{self.path} is {values.shape[1]}x{values.shape[0]}, and its image "
                 f"{image_size[1]}x{image_size[0]}"
+                f"{turned if values.shape == image_size[::-1] else ''}"
             )
         values = np.where(values == self.ignored, IGNORED, values)
         wrong = values[(values >= self.classes) & (values != IGNORED)]
@@ -135,15 +137,20 @@ class MaskFile(Annotation):
                 f"{self.path} has a pixel of class {wrong[0]}: there are classes "
                 f"0..{self.classes - 1}, and {IGNORED} is ignored"
             )
-        rows, columns = (
-            np.floor((np.arange(side) + 0.5 - matrix[axis, 2]) / matrix[axis, axis]).astype(int)
-            for axis, side in ((1, size[0]), (0, size[1]))
-        )
-        inside = [(at >= 0) & (at < n) for at, n in zip((rows, columns), image_size, strict=True)]
-        taken = values[np.clip(rows, 0, image_size[0] - 1)][
-            :, np.clip(columns, 0, image_size[1] - 1)
-        ]
-        return Mask(np.where(np.outer(*inside), taken, IGNORED).astype(np.uint8))
+        return Mask(move_classes(values.astype(np.uint8), matrix, size))
+
+
+def move_classes(classes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`Mask.moved` of classes uint8 [H, W], on the host; `matrix` neither turns nor shears."""
+    matrix = matrix.astype(np.float64)
+    rows, columns = (
+        np.floor((np.arange(side) + 0.5 - matrix[axis, 2]) / matrix[axis, axis]).astype(int)
+        for axis, side in ((1, size[0]), (0, size[1]))
+    )
+    height, width = classes.shape
+    moved = classes[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+    inside = np.outer((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
+    return np.where(inside, moved, np.uint8(IGNORED))
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -180,10 +187,3 @@ class Mistakes:
             return
         more = [f"and {len(self._lines) - SHOWN} more"] if len(self._lines) > SHOWN else []
         raise UserError("\n".join([f"{self._source}:", *self._lines[:SHOWN], *more]))
-
-
-class Annotated(NamedTuple):
-    """The image files of one split, and what is noted for each."""
-
-    paths: tuple[str, ...]
-    annotations: tuple[Annotation, ...]

@@ -14,9 +14,10 @@ from flaxcnn.data.folder_files import SPLIT_OF
 from flaxcnn.data.images import FILE_SUFFIXES, ImageFormat
 from flaxcnn.data.record import Record, check_classes, check_files
 from flaxcnn.data.splits import Opened, Records, map_chunks
+from flaxcnn.data.targets import IGNORED
 from flaxcnn.errors import UserError
 
-_CLASSES = "classes.json"
+_CLASSES = ("classes.json", "meta.json")
 
 
 def open_masks(path: str, image_format: ImageFormat, record: Record | None = None) -> Opened:
@@ -33,7 +34,8 @@ def open_masks(path: str, image_format: ImageFormat, record: Record | None = Non
     mistakes = Mistakes(source)
     found = {split: _pair(folder, mistakes) for split, folder in folders.items()}
     mistakes.tell()
-    names, ignored = _read_classes(root, [m for pairs in found.values() for m in pairs.values()])
+    masks = {image: mask for pairs in found.values() for image, mask in pairs.items()}
+    names, ignored = _read_classes(root, list(masks.values()), mistakes)
     files = {
         split: {
             image.relative_to(root).as_posix(): image.stat().st_size + mask.stat().st_size
@@ -47,11 +49,6 @@ def open_masks(path: str, image_format: ImageFormat, record: Record | None = Non
         check_files(source, record.files, everything)
         if record.files:
             files = {s: dict(of_split) for s, of_split in record.files.items() if s != "skipped"}
-    masks = {
-        image.relative_to(root).as_posix(): str(mask)
-        for pairs in found.values()
-        for image, mask in pairs.items()
-    }
     paths = {
         split: tuple(f"{root}/{name}" for name in of_split) for split, of_split in files.items()
     }
@@ -60,7 +57,7 @@ def open_masks(path: str, image_format: ImageFormat, record: Record | None = Non
     records: dict[str, Records] = {
         split: AnnotatedRecords(
             paths[split],
-            tuple(MaskFile(masks[name], len(names), ignored) for name in of_split),
+            tuple(MaskFile(str(masks[root / name]), len(names), ignored) for name in of_split),
             whole,
         )
         for split, of_split in files.items()
@@ -90,11 +87,15 @@ def _find_splits(root: Path) -> dict[str, Path]:
 
 def _pair(folder: Path, mistakes: Mistakes) -> dict[Path, Path]:
     """The images of a split, sorted by name, with their masks."""
-    images = {p.stem: p for p in _list_files(folder / "images", FILE_SUFFIXES)}
+    images: dict[str, Path] = {}
+    for path in _list_files(folder / "images", FILE_SUFFIXES):
+        other = images.setdefault(path.stem, path)
+        if other is not path:
+            mistakes.add(f"{other} and {path} would have the same mask")
     masks = {p.stem: p for p in _list_files(folder / "masks", {".png"})}
-    for stem in images.keys() - masks.keys():
+    for stem in sorted(images.keys() - masks.keys()):
         mistakes.add(f"{images[stem]} has no mask: there is no {folder / 'masks' / stem}.png")
-    for stem in masks.keys() - images.keys():
+    for stem in sorted(masks.keys() - images.keys()):
         mistakes.add(f"{masks[stem]} has no image in {folder / 'images'}")
     if not images:
         mistakes.add(f"{folder / 'images'} holds no image")
@@ -108,33 +109,53 @@ def _list_files(folder: Path, suffixes: Any) -> list[Path]:
     return [p for p in files if os.path.splitext(p.name)[1].lower() in suffixes]
 
 
-def _read_classes(root: Path, masks: list[Path]) -> tuple[tuple[str, ...], int | None]:
+def _read_classes(
+    root: Path, masks: list[Path], mistakes: Mistakes
+) -> tuple[tuple[str, ...], int | None]:
     """The names of the classes, and the value that is ignored beside 255."""
-    for name in (_CLASSES, "meta.json"):
+    for name in _CLASSES:
         file = root / name
         if file.is_file():
             try:
                 return _parse_classes(json.loads(file.read_text()))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f'{file} is no {{"classes": [names]}}: {error}') from error
 
-    def highest(indices: np.ndarray) -> int:
-        values = (read_mask(masks[index]) for index in indices)
-        return max(int(v[v != 255].max(initial=0)) for v in values)
+    def find_highest(indices: np.ndarray) -> list[int | UserError]:
+        found = []
+        for index in indices:
+            try:
+                values = read_mask(masks[index])
+                found.append(int(values[values != IGNORED].max(initial=0)))
+            except UserError as error:
+                found.append(error)
+        return found
 
-    most = max(map_chunks(highest, len(masks), "classes of masks"))
+    most = 0
+    for chunk in map_chunks(find_highest, len(masks), "classes of masks"):
+        for value in chunk:
+            if isinstance(value, UserError):
+                mistakes.add(str(value))
+            else:
+                most = max(most, value)
+    mistakes.tell()
     if most == 0:
-        raise UserError(f"data.source: all masks of {root} are of class 0")
+        raise UserError(
+            f"data.source: all masks of {root} are of class 0 ({IGNORED} is ignored): pixels have "
+            "to be the numbers of classes, 0, 1, ..."
+        )
     return tuple(map(str, range(most + 1))), None
 
 
 def _parse_classes(values: Mapping[str, Any]) -> tuple[tuple[str, ...], int | None]:
-    names = [str(name) for name in values["classes"]]
-    ignored = values.get("ignore_index")
+    names, ignored = values["classes"], values.get("ignore_index")
+    if not isinstance(names, list):
+        raise TypeError("classes must be a list of names")
+    names = [str(name) for name in names]
     if ignored is not None and ignored == len(names) - 1:
         names.pop()
     elif ignored is not None and 0 <= ignored < len(names):
         raise ValueError(f"ignore_index is {ignored}, and must be the last class or none of them")
-    if len(names) < 2:
-        raise ValueError("it needs two classes")
+    if not 2 <= len(names) <= IGNORED:
+        raise ValueError(f"there must be 2 to {IGNORED} classes, and there are {len(names)}")
     return tuple(names), ignored

@@ -67,7 +67,7 @@ def check_source(source: str, record: Record) -> None:
 
         check_folder(path, record)
     else:
-        OPENERS[kind](path, ImageFormat((), "crop", 0), record)
+        OPENERS[kind](path, ImageFormat((1, 1), "crop", 1), record)  # of no other size
 
 
 def load_dataset(
@@ -260,7 +260,7 @@ def _load(
             splits[name] = split
     if errors and refusing:
         raise refuse(source, _name(errors))
-    _tell(source, errors, on_bad_image)
+    _tell(source, errors, on_bad_image, "; " if opened.labelled else "\n")
     if skipped:
         files["skipped"] = skipped
     return Dataset(
@@ -280,14 +280,14 @@ def _name(errors: list[UserError]) -> list[str]:
     return [*map(str, errors[:SHOWN]), *more]
 
 
-def _tell(source: str, errors: list[UserError], on_bad_image: str) -> None:
+def _tell(source: str, errors: list[UserError], on_bad_image: str, between: str) -> None:
     """Prints what is skipped, or raises UserError with all that cannot be read."""
     if on_bad_image == "skip":
         for line in _name(errors):
             print(f"skipped: {line}", file=sys.stderr)
     elif errors:
         count = f"{source}: {len(errors)} images cannot be read: " if len(errors) > 1 else ""
-        shown = "; ".join(_name(errors))
+        shown = between.join(_name(errors))
         raise UserError(f"{count}{shown} (to skip them: data.on_bad_image=skip)")
 
 

@@ -6,6 +6,8 @@ at once; SGD with momentum 0.9 to 0.99 and weight decay 5e-4, score layers from 
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -44,6 +46,22 @@ class FCN(DenseNetwork):
     hidden: int = 4096
     learned: bool = False
     dropout: float = 0.5
+
+    @property
+    def classifier(self) -> str:
+        """The network whose weights `adopt` takes."""
+        return "vgg16"
+
+    def adopt(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """VGG-16's variables, by the names that they have here; dense layers as convolutions."""
+        params = dict(variables["params"])
+        dense = {}
+        for name, size in (("fc1", 7), ("fc2", 1)):
+            if name in params:
+                layer = params.pop(name)
+                kernel = layer["kernel"]
+                dense[name] = {**layer, "kernel": kernel.reshape(size, size, -1, kernel.shape[-1])}
+        return {"params": {"backbone": params, **dense}}
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:

@@ -7,6 +7,7 @@ maps that stay large by dilation.
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -33,6 +34,15 @@ class BackboneNetwork(DenseNetwork, kw_only=True):
 
     backbone: str
     output_stride: int = 32
+
+    @property
+    def classifier(self) -> str:
+        """The network whose weights `adopt` takes."""
+        return self.backbone
+
+    def adopt(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """A classifier's variables, by the names that they have here."""
+        return {kind: {"backbone": tree} for kind, tree in variables.items()}
 
     def run_backbone(self, images: Array, *, train: bool) -> tuple[Array, ...]:
         """The maps of all its stages."""

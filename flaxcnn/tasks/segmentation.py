@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flaxcnn.data.annotated import move_classes
 from flaxcnn.data.splits import ArraySplit, Split, map_chunks
 from flaxcnn.data.targets import IGNORED, Mask
 from flaxcnn.errors import UserError
@@ -47,14 +48,12 @@ class Segmentation(Task):
     def make(
         cls, setting: Setting, *, class_weights: str = "none", auxiliary_weight: float = 0.5
     ) -> "Segmentation":
-        """From the fields of `task.kwargs`. Raises UserError for a set without classes."""
+        """From the fields of `task.kwargs`. Raises UserError for one that is wrong."""
         if class_weights not in CLASS_WEIGHTS:
             raise UserError(
                 f"task.kwargs.class_weights must be one of {', '.join(CLASS_WEIGHTS)}, got "
                 f"{class_weights!r}"
             )
-        if not setting.class_names:
-            raise UserError("task.name: segmentation needs data with masks, as masks:<path>")
         weights = ()
         if class_weights == "median_frequency":
             if not setting.counts:
@@ -67,11 +66,15 @@ class Segmentation(Task):
 
     @staticmethod
     def count(split: Split, classes: int) -> dict[str, list[int]]:
-        """`pixels` of each class, and `pixels_of_images` in which it occurs; {} if streamed."""
+        """`pixels` of each class, and `pixels_of_images` in which it occurs; {} if streamed.
+
+        Raises UserError for targets that are no masks.
+        """
+        _, targets = split.load(np.zeros(1, np.int64))
+        if not isinstance(targets, Mask):
+            raise UserError("task.name: segmentation needs data with masks, as masks:<path>")
         if not isinstance(split, ArraySplit):
             return {}
-        if not isinstance(split.targets, Mask):
-            raise UserError("task.name: segmentation needs data with masks, as masks:<path>")
 
         def of_chunk(indices: np.ndarray) -> np.ndarray:
             masks = np.asarray(split.targets.classes)[indices].reshape(len(indices), -1)
@@ -141,8 +144,9 @@ class Segmentation(Task):
         return self.predict(outputs)
 
     def describe(self, answer: Mapping[str, np.ndarray], most: int) -> list[dict[str, Any]]:
-        """The classes that cover most of the image: `class` and `share` of its pixels."""
-        counts = np.bincount(answer["classes"].ravel(), minlength=len(self.class_names))
+        """The classes that cover most of what was seen: `class` and `share` of its pixels."""
+        known = answer["classes"][answer["classes"] != IGNORED]
+        counts = np.bincount(known, minlength=len(self.class_names))
         order = [i for i in (-counts).argsort(kind="stable")[:most] if counts[i]]
         total = counts.sum()
         return [{"class": self.class_names[i], "share": float(counts[i] / total)} for i in order]
@@ -200,6 +204,12 @@ class Segmentation(Task):
     def annotate(self, image: np.ndarray, answer: Mapping[str, np.ndarray]) -> np.ndarray:
         """The image uint8 [H, W, C] with its classes over it, uint8 [H, W, 3]."""
         return color_classes(image, answer["classes"])
+
+    def fit_answer(
+        self, answer: Mapping[str, np.ndarray], matrix: np.ndarray, size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """See `Task`. Each pixel takes the class of the nearest; what was cut off has 255."""
+        return {"classes": move_classes(answer["classes"], matrix, size)}
 
 
 def _labels(targets: Mask) -> tuple[Array, Array]:

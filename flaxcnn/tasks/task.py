@@ -57,7 +57,10 @@ class Task(Protocol):
 
     @staticmethod
     def count(split: Split, classes: int) -> dict[str, list[int]]:
-        """What `make` needs to know of the training split, as numbers; saved with the run."""
+        """What `make` needs to know of the training split, as numbers; saved with the run.
+
+        Raises UserError for targets of another task.
+        """
         return {}
 
     def num_outputs(self) -> int:
@@ -103,6 +106,20 @@ class Task(Protocol):
     def format_entry(self, entry: Mapping[str, Any]) -> str:
         """An entry of `describe` as a line."""
         ...
+
+    def annotate(self, image: np.ndarray, answer: Any) -> np.ndarray | None:
+        """An image uint8 [H, W, C] with an answer about it drawn on it, [H, W, 3]; None: nothing.
+
+        The answer is of this size (`fit_answer`).
+        """
+        return None
+
+    def fit_answer(self, answer: Any, matrix: np.ndarray, size: tuple[int, int]) -> Any:
+        """The answer for one image, of the size that the network sees, where `matrix` takes it.
+
+        `matrix` is [3, 3] (`images.fit_matrix`, inverted), `size` (height, width) of the image.
+        """
+        return answer
 
     def report(self, means: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The figures of a split, JSON-ready, from its metrics and what was kept of examples.

@@ -47,7 +47,8 @@ def validate(config: Config) -> None:
     `config` comes from `normalize`; nothing in it is changed.
     """
     _check_types(config, Config(), "")
-    _check_augment(config.data, find_task(config.task.name).places)
+    places = find_task(config.task.name).places
+    _check_augment(config.data, places)
     _check_normalization(config.data.normalization)
     _check_features(config)
     _check_weights(config)
@@ -83,6 +84,12 @@ def validate(config: Config) -> None:
 
 
 def _check_augment(data: DataConfig, places: bool) -> None:
+    for field, given in (
+        ("data.balance", data.balance != BalanceConfig()),
+        ("data.augment_classes", bool(data.augment_classes)),
+    ):
+        if places and given:
+            raise UserError(f"{field} goes by an image's label, which this task.name has none of")
     if data.augment_classes and not data.augment:
         raise UserError("data.augment_classes says for which classes data.augment is: give that")
     read_policy(data.augment, by_class=bool(data.augment_classes), places=places)

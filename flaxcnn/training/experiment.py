@@ -129,8 +129,13 @@ class Experiment:
     def _counts(self) -> dict[str, list[int]]:
         if self.recorded is not None:
             return self.recorded.counts
-        classes = len(self.dataset.class_names)
-        return find_task(self.config.task.name).count(self.dataset.splits["train"], classes)
+        kind, dataset = find_task(self.config.task.name), self.dataset
+        if not (dataset.labelled or kind.places):
+            raise UserError(
+                f"task.name: {self.config.task.name} needs labels, and {dataset.name} has targets "
+                "with places in the image: set task.name, as segmentation for masks"
+            )
+        return kind.count(dataset.splits["train"], len(dataset.class_names))
 
     @cached_property
     def model(self) -> nn.Module:

@@ -154,11 +154,12 @@ def _resident_limit(data: DataConfig) -> int:
 def find_draws(config: Config, dataset: Dataset) -> Draws:
     """How often an epoch shows each class of the training split.
 
-    Where labels would have to be read and nothing goes by them, all images count as of one class.
+    Where there are no labels, or they would have to be read and nothing goes by them, all images
+    count as of one class.
     """
     balance, train = config.data.balance, dataset.splits["train"]
     by_class = balance.sampler != "natural" or balance.expand or config.loss.class_weights != "none"
-    if not by_class and not knows_strata(train):
+    if not dataset.labelled or not (by_class or knows_strata(train)):
         return make_draws(np.zeros(len(train), np.int32), ())
     return make_draws(
         train.strata,

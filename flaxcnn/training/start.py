@@ -4,6 +4,7 @@
     run:WORKDIR[,checkpoint=last]                                    another run's best checkpoint
     run:previous                                       in `stages`, the run of the stage before
     ...,partial=true            only the parameters that have the name and shape of the network's
+    ...,into=backbone           of the classifier that a network for another task stands on
 
 They are loaded once, at step 0: a run that has a checkpoint resumes without them.
 """
@@ -23,7 +24,7 @@ from flax import traverse_util
 
 from flaxcnn.data.record import listing
 from flaxcnn.errors import UserError
-from flaxcnn.models._registry import ALIASES, variant
+from flaxcnn.models._registry import ALIASES, create_model, variant
 from flaxcnn.training.config import Config
 from flaxcnn.training.state import hash_tree
 from flaxcnn.training.weights_spec import parse_spec
@@ -101,6 +102,14 @@ class Source:
         self.spec, self._name = parse_spec(config.model.weights), config.model.name
         self._loaded: dict[str, Any] = {}
         self._kwargs = {k: x for k, x in config.model.kwargs.items() if k != "num_classes"}
+        self._above: Any = None  # the network that takes another's weights into its backbone
+        if self.spec.into:
+            self._above = create_model(self._name, num_classes=1, **self._kwargs)
+            if not getattr(self._above, "classifier", ""):
+                raise UserError(
+                    f"model.weights={config.model.weights!r}: {self._name} has no backbone"
+                )
+            self._name, self._kwargs = self._above.classifier, {}
         kind, _, place = self.spec.source.partition(":")
         self._path: Path | None = None  # of a run
         if kind == "run":
@@ -126,7 +135,8 @@ class Source:
 
     @functools.cached_property
     def _located(self) -> Located:
-        return locate(self.spec.source, "" if self.spec.partial and self._tagged else self._name)
+        anyone = self.spec.partial and not self.spec.into and self._tagged
+        return locate(self.spec.source, "" if anyone else self._name)
 
     @property
     def _tagged(self) -> bool:
@@ -160,7 +170,9 @@ class Source:
 
         What was adapted is said on stderr, once.
         """
-        self._loaded = self._loaded or self._load(channels)
+        if not self._loaded:
+            loaded = self._load(channels)
+            self._loaded = self._above.adopt(loaded) if self._above else loaded
         return self._loaded
 
     def _load(self, channels: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class Spec:
     source: str
     checkpoint: str = "best"  # of a run
     partial: bool = False
+    into: str = ""  # "backbone": weights of the network that this one stands on
 
     @property
     def run(self) -> str | None:
@@ -22,12 +23,12 @@ class Spec:
 
 
 def parse_spec(weights: str) -> Spec:
-    """Takes `partial` and `checkpoint` off the end of `model.weights`.
+    """Takes `partial`, `checkpoint` and `into` off the end of `model.weights`.
 
     Raises UserError for another value of them, or a run without a folder.
     """
     source, options = weights, {}
-    while match := re.fullmatch(r"(.*),(partial|checkpoint)=([^,=]*)", source):
+    while match := re.fullmatch(r"(.*),(partial|checkpoint|into)=([^,=]*)", source):
         source, options[match[2]] = match[1], match[3]
     for name, values in (("partial", ("true", "false")), ("checkpoint", ("best", "last"))):
         if options.get(name, values[0]) not in values:
@@ -38,7 +39,15 @@ def parse_spec(weights: str) -> Spec:
         raise UserError(f"model.weights={weights!r} names no weights")
     if "checkpoint" in options and not source.startswith(("run:", "previous:")):
         raise UserError(f"model.weights={weights!r}: checkpoint is of a run:WORKDIR")
-    return Spec(source, options.get("checkpoint", "best"), options.get("partial") == "true")
+    into = options.get("into", "")
+    if into not in ("", "backbone"):
+        raise UserError(f"model.weights: into must be backbone, got {into!r}")
+    return Spec(
+        source,
+        options.get("checkpoint", "best"),
+        options.get("partial") == "true" or bool(into),
+        into,
+    )
 
 
 def absolute_weights(weights: str) -> str:

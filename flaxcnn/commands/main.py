@@ -118,9 +118,7 @@ def _add_runs(commands: Any) -> None:
     command.add_argument("--out", metavar="HTML", help="the page (default: RUN/report.html)")
     command.add_argument("--json", metavar="FILE", help="its data as JSON, too, without pictures")
 
-    command = _add(
-        commands, "predict", "The most probable classes of image files, and of those in folders."
-    )
+    command = _add(commands, "predict", "What a run says of image files, and of those in folders.")
     _add_run_arguments(command)
     command.add_argument(
         "--weights",
@@ -135,6 +133,13 @@ def _add_runs(commands: Any) -> None:
         "--resize",
         choices=RESIZE,
         help="how images reach their size (default: as the config, or the weights, say)",
+    )
+    command.add_argument(
+        "--out",
+        default="",
+        metavar="DIR",
+        help="a folder, made if needed, for each image with its answer drawn on it, and for "
+        "predictions.json",
     )
     command.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
 

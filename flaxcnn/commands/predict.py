@@ -6,11 +6,12 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from flaxcnn.data.images import FILE_FORMATS
+from flaxcnn.data.images import FILE_FORMATS, read_image
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE, FAILED
 from flaxcnn.training.inference import load, load_run
@@ -25,34 +26,64 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise UserError(f"--top must be at least 1, got {args.top}")
     files = list(_find_files(args.images))
-    predictor, bad, shown = _load(args), [], 0
-    task = predictor.task
+    predictor, bad, told = _load(args), [], []
+    task, out = predictor.task, _Folder(args.out) if args.out else None
     for file, answer in predictor.predict(files, args.resize):
         if isinstance(answer, UserError):
             bad.append(str(answer))
             continue
         top = task.describe(answer, args.top)
         more = {"entropy": _entropy(answer)} if args.weights and top else {}
+        entry = {"image": str(file), "top": top, **more}
+        if out:
+            drawn = task.annotate(read_image(file, (), "crop", 0), answer)
+            entry |= {} if drawn is None else {"picture": out.save(str(file), drawn)}
         if args.json:
-            line = json.dumps({"image": file, "top": top, **more})
-            print(", " if shown else "[", line, sep="", end="")
+            print(", " if told else "[", json.dumps(entry), sep="", end="")
         else:
-            lines = [f"  {task.format_entry(entry)}" for entry in top]
+            lines = [f"  {task.format_entry(line)}" for line in top]
             if more:
                 lines.append(f"  entropy {more['entropy']:.2f} of {math.log(len(answer)):.2f}")
             print(file, *lines, sep="\n", flush=True)
             if not top:
                 print("  no answer: the network's output for it is not finite")
-        shown += 1
-    if not shown:
+        told.append(entry)
+    if not told:
         more = f" (and {len(bad) - 1} more files could not be read)" if len(bad) > 1 else ""
         raise UserError(bad[0] + more)
     if args.json:
         print("]")
+    if out:
+        (out.path / "predictions.json").write_text(json.dumps(told, indent=1) + "\n")
     if bad:
         print(f"flaxcnn predict: skipped {len(bad)} of {len(files)} files:", file=sys.stderr)
         print(*(f"  {line}" for line in bad), sep="\n", file=sys.stderr)
     return FAILED if bad else DONE
+
+
+class _Folder:
+    """Where annotated images go: NAME.png, or NAME-2.png where there is one."""
+
+    def __init__(self, path: str):
+        self.path, self._names = Path(path), set[str]()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {path}: {error.strerror}") from error
+
+    def save(self, file: str, image: np.ndarray) -> str:
+        """Writes an image uint8 [H, W, 3] that is about `file`; returns its name."""
+        stem, number = Path(file).stem, 1
+        name = f"{stem}.png"
+        while name in self._names:
+            number += 1
+            name = f"{stem}-{number}.png"
+        self._names.add(name)
+        try:
+            Image.fromarray(image).save(self.path / name)
+        except OSError as error:
+            raise UserError(f"--out {self.path / name}: {error.strerror}") from error
+        return name
 
 
 def _load(args: argparse.Namespace) -> Predictor:

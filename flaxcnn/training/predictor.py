@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from flaxcnn.data.augment import View, viewed_shape
+from flaxcnn.data.images import probe_image
 from flaxcnn.errors import UserError
 from flaxcnn.models import fold_batch_norm
 from flaxcnn.tasks.task import Task
@@ -115,7 +116,8 @@ class Predictor:
     ) -> Iterator[tuple[str | Path, Any]]:
         """Each file with its answer, or with the UserError that says what is wrong with it.
 
-        Files are read and computed `batch_size` at a time; `resize` as for `read`.
+        Files are read and computed `batch_size` at a time; `resize` as for `read`. Answers with
+        places are about the file's own pixels, once it is upright.
         """
         size = self._find_size(min(self.batch_size, len(files))) if files else 1
         for start in range(0, len(files), size):
@@ -129,4 +131,15 @@ class Predictor:
             answers = self(batch) if len(errors) < len(chosen) else batch
             for index, file in enumerate(chosen):
                 one = errors.get(index) or jax.tree.map(lambda x, i=index: x[i], answers)
+                if self.task.places and index not in errors:
+                    one = self._fit_answer(one, file, resize)
                 yield file, one
+
+    def _fit_answer(self, answer: Any, file: str | Path, resize: str | None) -> Any:
+        """The answer in the file's own pixels."""
+        preprocessing = self.preprocessing
+        if resize:
+            preprocessing = dataclasses.replace(preprocessing, resize=resize)
+        height, width, _ = probe_image(file)
+        matrix = np.linalg.inv(preprocessing.matrix((height, width)))
+        return self.task.fit_answer(answer, matrix, (height, width))

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from PIL import Image
 
 from flaxcnn.data.choices import RESIZE
-from flaxcnn.data.images import fit_image, read_image
+from flaxcnn.data.images import fit_image, fit_matrix, read_image
 from flaxcnn.errors import UserError
 
 INTERPOLATIONS = {
@@ -174,6 +174,14 @@ class Preprocessing:
             image = np.array(resized).reshape(height, width, -1)
         fill = [round(255 * x) for x in self.mean] if self.resize == "pad" else 0
         return _cut_center(image, size, np.array(fill, np.uint8))
+
+    def matrix(self, image_size: tuple[int, int]) -> np.ndarray:
+        """Where `fit` takes the points of an image (height, width), as `images.fit_matrix`.
+
+        Of what a run's own images are made into: interpolated by area, and nothing is cropped.
+        """
+        assert INTERPOLATIONS[self.interpolation] is None
+        return fit_matrix(image_size, self.image_size, self.resize or "crop")
 
     def _scale(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) before the centre is cut out, as timm and torchvision round them."""

@@ -82,7 +82,14 @@ DEEP = {
 # "vgg11.torchvision" is VGG's second form with its dense layers, of 120 million weights.
 SECOND_LAYOUTS = {
     "vgg11.torchvision",
-    *("resnet18.timm", "resnet50.timm", "mobilenet_v2.timm", "vgg11.timm", "inception_v3.timm"),
+    *(
+        "fcn_resnet50.torchvision",
+        "resnet18.timm",
+        "resnet50.timm",
+        "mobilenet_v2.timm",
+        "vgg11.timm",
+        "inception_v3.timm",
+    ),
 }
 # Training steps that take long to compile or to draw, of layers that other networks' training steps
 # have too.
@@ -604,6 +611,20 @@ INCEPTION_V3 = [
     ),
 ]
 
+# FCN: the auxiliary head is compared by name and shape, and computes what the other does.
+FCN = [
+    Reference(
+        "fcn_resnet50",
+        "torchvision",
+        "torchvision.models.segmentation.fcn_resnet50",
+        side=65,  # maps that no stride divides
+        arguments={"weights_backbone": None, "aux_loss": True},
+        kwargs={"auxiliary": True},
+        batch=1,
+        training=False,
+    ),
+]
+
 REFERENCES = [
     *DENSENET,
     *NASNET,
@@ -622,4 +643,5 @@ REFERENCES = [
     *VGG,
     *GOOGLENET,
     *INCEPTION_V3,
+    *FCN,
 ]

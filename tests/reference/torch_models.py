@@ -60,5 +60,7 @@ def list_logits(outputs: Any) -> list[torch.Tensor]:
     """The logits and those of auxiliary classifiers, in the order of depth."""
     if isinstance(outputs, torch.Tensor):
         return [outputs]
+    if isinstance(outputs, dict):  # of each pixel
+        return [outputs[name].permute(0, 2, 3, 1) for name in ("out", "aux") if name in outputs]
     fields = outputs._asdict()
     return [fields.pop("logits"), *(fields[name] for name in sorted(fields))]

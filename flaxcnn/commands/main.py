@@ -76,6 +76,9 @@ def _add_looking(commands: Any) -> None:
         "--config", required=True, help="name or file of a config with data.augment"
     )
     command.add_argument("--image", required=True, nargs="+", help="image files, taken in turn")
+    command.add_argument(
+        "--mask", default=(), nargs="+", metavar="PNG", help="of each image, which moves along"
+    )
     command.add_argument("--out", default="augment.png", metavar="PNG", help="the picture")
     command.add_argument("--samples", type=int, default=8, metavar="N", help="images in a row")
     command.add_argument("--seed", type=int, default=0)

@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
     figure = draw_policy(
         data.augment,
         args.image,
+        masks=args.mask,
         image_size=data.image_size,
         resize=data.resize,
         channels=data.channels,

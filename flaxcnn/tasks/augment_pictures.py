@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from flaxcnn.data.annotated import MaskFile
 from flaxcnn.data.augment import make_augment, read_policy
-from flaxcnn.data.images import read_image
+from flaxcnn.data.images import fit_matrix, probe_image, read_image
+from flaxcnn.data.targets import IGNORED, Mask
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.figures import make_figure
+from flaxcnn.tasks.segmentation_pictures import color_classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +29,7 @@ def draw_policy(
     policy: Policy,
     files: Sequence[str],
     *,
+    masks: Sequence[str] = (),
     image_size: Sequence[int] = (),
     resize: str = "crop",
     channels: int = 0,
@@ -37,8 +41,9 @@ def draw_policy(
 
     The images are brought to `image_size`, or to the first one's own size, and taken in turn; each
     turn is an epoch. Mixing, whose other image is the next of the batch, takes the next file, or of
-    a single file its mirror image. Which samples are drawn depends on `seed` only. `title` says
-    where the policy is from.
+    a single file its mirror image. With `masks`, a file for each image, their classes lie over it
+    and move along. Which samples are drawn depends on `seed` only. `title` says where the policy is
+    from.
     Raises UserError for a wrong policy or none, and for files that cannot be read.
     """
     if not policy:
@@ -48,30 +53,65 @@ def draw_policy(
     first = read_image(files[0], tuple(image_size), resize, channels)
     size = first.shape[:2]
     images = np.stack([read_image(file, size, resize, first.shape[-1]) for file in files])
-    read_policy(policy, first.shape[-1])  # whose errors number the entries
-    rows: list[Row] = [(f"original, {size[0]}x{size[1]}", list(images / 255))]
+    classes = _read_masks(files, masks, size, resize) if masks else None
+    read_policy(policy, first.shape[-1], places=bool(masks))  # whose errors number the entries
+    shown = list(images / 255)
+    if classes is not None:
+        shown = [_lay_over(*pair) for pair in zip(shown, classes, strict=True)]
+    rows: list[Row] = [(f"original, {size[0]}x{size[1]}", shown)]
     title += f": data.augment, seed {seed}. In each row one of its entries alone"
     for entry in policy:
-        rows.append((repr(entry), sample_policy([entry], images, samples, seed)))
+        rows.append((repr(entry), sample_policy([entry], images, samples, seed, classes)))
     if len(policy) > 1:
-        both = sample_policy(policy, images, 2 * samples, seed)
+        both = sample_policy(policy, images, 2 * samples, seed, classes)
         rows += [("all of them, in order", both[:samples]), ("", both[samples:])]
         title += "; at the end all of them, in order"
     return _draw_rows(rows, samples, title)
 
 
 def sample_policy(
-    policy: Policy, images: np.ndarray, count: int, seed: int = 0
+    policy: Policy,
+    images: np.ndarray,
+    count: int,
+    seed: int = 0,
+    classes: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """What `policy` makes of `images` uint8 [N, H, W, C], in turn: `count` arrays in 0..1."""
+    """What `policy` makes of `images` uint8 [N, H, W, C], in turn: `count` arrays in 0..1.
+
+    With `classes` uint8 [N, H, W], these lie over them.
+    """
     augment = jax.jit(make_augment(policy, images.shape[1:], steps_per_epoch=len(images)))
     partners = np.roll(images, -1, axis=0) if len(images) > 1 else images[:, :, ::-1]
     pairs = np.stack([images, partners], axis=1)
-    key, labels = jax.random.key(seed), np.zeros(2, np.int32)
-    return [
-        np.asarray(augment(key, step, pairs[step % len(images)], labels)[0][0])
-        for step in range(count)
-    ]
+    key, targets, samples = jax.random.key(seed), np.zeros(2, np.int32), []
+    for step in range(count):
+        index = step % len(images)
+        if classes is not None:
+            targets = Mask(classes[[index, index]])
+        made, moved = augment(key, step, pairs[index], targets)
+        image = np.asarray(made[0])
+        samples.append(image if classes is None else _lay_over(image, np.asarray(moved.classes[0])))
+    return samples
+
+
+def _read_masks(
+    files: Sequence[str], masks: Sequence[str], size: tuple[int, int], resize: str
+) -> np.ndarray:
+    """The classes of each image, uint8 [N, *size]."""
+    if len(masks) != len(files):
+        raise UserError(f"--mask: there are {len(masks)} masks for {len(files)} images")
+    found = []
+    for file, path in zip(files, masks, strict=True):
+        height, width, _ = probe_image(file)
+        matrix = fit_matrix((height, width), size, resize)
+        mask = MaskFile(path, IGNORED, None).fitted(matrix, (height, width), size)
+        found.append(mask.classes)
+    return np.stack(found)
+
+
+def _lay_over(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """An image in 0..1 under the colours of its classes."""
+    return color_classes(255 * image.clip(0, 1), classes) / 255
 
 
 def _draw_rows(rows: Sequence[Row], columns: int, title: str) -> "Figure":

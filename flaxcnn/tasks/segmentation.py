@@ -1,7 +1,7 @@
 """Segmentation: a class for every pixel."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -82,7 +82,9 @@ class Segmentation(Task):
             known = counts.sum(axis=1, keepdims=True)
             return np.stack([counts.sum(axis=0), (known * (counts > 0)).sum(axis=0)])
 
-        pixels, of_images = sum(map_chunks(of_chunk, len(split), "pixels of classes"))
+        pixels, of_images = np.sum(
+            list(map_chunks(of_chunk, len(split), "pixels of classes")), axis=0
+        )
         return {"pixels": pixels.tolist(), "pixels_of_images": of_images.tolist()}
 
     def num_outputs(self) -> int:
@@ -245,7 +247,7 @@ def measure_confusion(counts: np.ndarray, class_names: tuple[str, ...]) -> dict[
     }
 
 
-def median_frequency(*, pixels: list[int], pixels_of_images: list[int]) -> np.ndarray:
+def median_frequency(*, pixels: Sequence[int], pixels_of_images: Sequence[int]) -> np.ndarray:
     """Weights float64 [C] of median frequency balancing (Eigen, Fergus 2015, arXiv:1411.4734).
 
     A class's frequency is its pixels over those of the images in which it occurs; its weight is the

@@ -13,7 +13,9 @@ from flaxcnn.data.splits import ArraySplit
 from flaxcnn.data.targets import Mask
 from flaxcnn.errors import UserError
 from flaxcnn.models._network import Outputs
+from flaxcnn.tasks.augment_pictures import draw_policy, sample_policy
 from flaxcnn.tasks.segmentation import Segmentation, measure_confusion, median_frequency
+from flaxcnn.tasks.segmentation_pictures import color_classes
 from flaxcnn.tasks.task import Setting
 from flaxcnn.training import (
     BalanceConfig,
@@ -202,6 +204,22 @@ def test_predict_answers_in_the_pixels_of_the_file(run, blocks, tmp_path, capsys
     assert (drawn[:, 6:-6] != sides[:, 6:-6, None]).any(axis=-1).all()
     assert main(["predict", "--workdir", str(run), "--resize", "pad", str(files[0])]) == 0
     assert "%  " in capsys.readouterr().out
+
+
+def test_a_mask_is_drawn_where_augmentation_moves_it(blocks, tmp_path):
+    """A grey image, and what is drawn over it is the mirror image of what was drawn over it."""
+    grey, classes = np.full((1, 8, 12, 3), 100, np.uint8), np.arange(96, dtype=np.uint8)
+    classes = classes.reshape(1, 8, 12) // 20
+    plain, flipped = (sample_policy([("flip", p)], grey, 1, classes=classes)[0] for p in (0.0, 1.0))
+    np.testing.assert_array_equal(flipped, plain[:, ::-1])
+    np.testing.assert_allclose(255 * plain, color_classes(grey[0], classes[0]), atol=1)
+    assert len(np.unique(plain.reshape(-1, 3), axis=0)) == 5
+    files = [str(blocks / "test" / kind / "0.png") for kind in ("images", "masks")]
+    draw_policy([("flip",), ("rotate", 20)], files[:1], masks=files[1:], samples=2)
+    with pytest.raises(UserError, match="cannot take boxes, keypoints or masks along"):
+        draw_policy([("mixup",)], files[:1], masks=files[1:], samples=2)
+    with pytest.raises(UserError, match="1 masks for 2 images"):
+        draw_policy([("flip",)], files, masks=files[1:], samples=2)
 
 
 def test_mistakes_in_configs(blocks, tmp_path):

@@ -13,7 +13,7 @@ from flaxcnn.training.config import Config, DataConfig, ModelConfig, OptimizerCo
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.experiment import make_experiment
 from flaxcnn.training.facts import Facts, describe_reading
-from flaxcnn.training.start import Match, Start, match_variables
+from flaxcnn.training.start import Match, Source, Start, match_variables
 from flaxcnn.training.weights_spec import Spec, absolute_weights, parse_spec
 from flaxcnn.training.workdir import Workdir
 from flaxcnn.weights import export
@@ -155,6 +155,7 @@ def test_the_words_of_model_weights(tmp_path, monkeypatch):
     assert parse_spec("a1_in1k") == Spec("a1_in1k")
     assert parse_spec("run:a,b,checkpoint=last,partial=true") == Spec("run:a,b", "last", True)
     assert parse_spec("file:x.h5,layout=keras").source == "file:x.h5,layout=keras"
+    assert parse_spec("tv_in1k,into=backbone") == Spec("tv_in1k", partial=True, into="backbone")
     assert absolute_weights("run:a") == f"run:{tmp_path}/a"
     assert absolute_weights("hf://a/b") == "hf://a/b"
 
@@ -174,3 +175,27 @@ def test_wrong_words_are_refused(weights, message):
     config = Config(model=ModelConfig(weights=weights), data=DataConfig(normalization="weights"))
     with pytest.raises(UserError, match=message):
         validate(normalize(config))
+
+
+def test_a_classifier_goes_below_a_network_for_another_task():
+    """Names of MobileNetV2; of VGG-16 the first dense layer is a convolution of a 7x7 map."""
+    fcn, ours = shapes("fcn8s", (64, 64, 3), num_classes=3, backbone="mobilenet_v2")
+    _, below = shapes("mobilenet_v2", (64, 64, 3))
+    match = match_variables(fcn, (64, 64, 3), ours, fcn.adopt(below), "it", partial=True)
+    assert {path[1] for path in match.new} == {"score32", "score16", "score8"}
+    assert {path[2] for path in match.unused} == {"head_conv", "head_bn", "classifier"}
+    rng = np.random.default_rng(0)
+    maps, kernel = rng.normal(size=(7, 7, 4)), rng.normal(size=(196, 5))
+    dense = {"fc1": {"kernel": kernel, "bias": np.zeros(5)}, "stage1_conv1": {}}
+    params = create_model("fcn8s_vgg16").adopt({"params": dense})["params"]
+    assert set(params) == {"backbone", "fc1"} and set(params["backbone"]) == {"stage1_conv1"}
+    scored = np.einsum("hwc,hwcf->f", maps, params["fc1"]["kernel"])
+    np.testing.assert_allclose(scored, maps.reshape(-1) @ kernel)
+
+
+def test_only_a_network_with_a_backbone_takes_weights_into_it():
+    config = Config(model=ModelConfig(name="resnet18", weights="tv_in1k,into=backbone"))
+    with pytest.raises(UserError, match="resnet18 has no backbone"):
+        Source(config)
+    with pytest.raises(UserError, match="into must be backbone, got 'head'"):
+        parse_spec("tv_in1k,into=head")

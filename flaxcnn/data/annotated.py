@@ -69,6 +69,7 @@ class KeypointNote(Annotation):
     points: np.ndarray  # float32 [K, 2]
     visible: np.ndarray  # bool [K]
     pairs: tuple[tuple[int, int], ...]
+    limbs: tuple[tuple[int, int], ...] = ()
 
     def fitted(
         self, matrix: np.ndarray, image_size: tuple[int, int], size: tuple[int, int]
@@ -78,7 +79,7 @@ class KeypointNote(Annotation):
         inside = ((points >= 0) & (points <= np.array([[size[1], size[0]]]))).all(axis=-1)
         visible = self.visible & inside
         points = np.where(visible[:, None], points, 0).astype(np.float32)
-        return Keypoints(points, visible, self.pairs)
+        return Keypoints(points, visible, self.pairs, self.limbs)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def load_dataset(
     record: Record | None = None,
     fit: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Dataset:
-    """Opens "digits", "tfds:<name>", "folder:<path>" or "masks:<path>".
+    """Opens "digits", "tfds:<name>", or "folder:", "masks:", "boxes:" or "keypoints:" and a path.
 
     The arguments are the fields of `data`.
     Digits are scikit-learn's 1,797 of 8x8 pixels, with a test split that no seed changes. A folder
@@ -211,12 +211,26 @@ def _open_masks(name: str, image_format: ImageFormat, record: Record | None) -> 
     return open_masks(name, image_format, record)
 
 
-FOLDERS = ("folder", "masks")  # what has a path
+def _open_boxes(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
+    from flaxcnn.data.box_files import open_boxes
+
+    return open_boxes(name, image_format, record)
+
+
+def _open_keypoints(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
+    from flaxcnn.data.keypoint_files import open_keypoints
+
+    return open_keypoints(name, image_format, record)
+
+
+FOLDERS = ("folder", "masks", "boxes", "keypoints")  # what has a path
 OPENERS: dict[str, Callable[[str, ImageFormat, Record | None], Opened]] = {
     "digits": _open_digits,
     "tfds": _open_tfds,
     "folder": _open_folder,
     "masks": _open_masks,
+    "boxes": _open_boxes,
+    "keypoints": _open_keypoints,
 }
 """By the word before the colon of `data.source`: (what follows it, format, record) -> `Opened`."""
 

@@ -83,6 +83,7 @@ class Keypoints(struct.PyTreeNode):
     points: Leaf  # float32 [K, 2]: (x, y) in pixels
     visible: Leaf  # bool [K]: known, and inside the image
     pairs: tuple[tuple[int, int], ...] = struct.field(pytree_node=False, default=())
+    limbs: tuple[tuple[int, int], ...] = struct.field(pytree_node=False, default=())  # to draw
 
     def moved(self, matrix: Array, size: Size) -> Self:
         """The points; those outside, though not those on the border, are no longer visible."""

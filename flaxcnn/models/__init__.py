@@ -17,6 +17,7 @@ from flaxcnn.models.bad_design import PyramidCNN as PyramidCNN
 from flaxcnn.models.bn_inception import BNInception as BNInception
 from flaxcnn.models.darknet import Darknet19 as Darknet19
 from flaxcnn.models.darknet import Darknet53 as Darknet53
+from flaxcnn.models.deeppose import PoseCascade as PoseCascade
 from flaxcnn.models.densenet import DenseNet as DenseNet
 from flaxcnn.models.fcn import FCN as FCN
 from flaxcnn.models.fcn_backbone import DilatedFCN as DilatedFCN

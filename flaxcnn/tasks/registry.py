@@ -4,11 +4,18 @@ from typing import Any
 
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.classification import Classification
+from flaxcnn.tasks.localization import Localization
+from flaxcnn.tasks.pose import Pose
 from flaxcnn.tasks.segmentation import Segmentation
 
 # What makes each: `make(Setting, **settings)`. Those of classification are the config's `loss`, of
 # every other task its `task.kwargs`.
-TASKS: dict[str, Any] = {"classification": Classification, "segmentation": Segmentation}
+TASKS: dict[str, Any] = {
+    "classification": Classification,
+    "localization": Localization,
+    "pose": Pose,
+    "segmentation": Segmentation,
+}
 
 
 def find_task(name: str) -> Any:

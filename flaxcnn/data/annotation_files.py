@@ -106,6 +106,7 @@ def probe_all(paths: list[Path]) -> dict[Path, tuple[int, int] | UserError]:
 
 def check_splits(source: str, splits: Splits, mistakes: Mistakes) -> Splits:
     """The splits in order. Raises UserError with all mistakes, or if only some images have one."""
+    mistakes.tell()
     if "all" in splits and len(splits) > 1:
         name = next(iter(splits["all"]))
         mistakes.add(f"{name} is of no split, and other images are of one")

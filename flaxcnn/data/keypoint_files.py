@@ -58,7 +58,6 @@ def open_keypoints(path: str, image_format: ImageFormat, record: Record | None =
             mistakes.add(f"{table} has other keypoints than {next(iter(tables.values()))}")
         body = body or of_table
         found += [(split if split != "all" else entry.split, entry) for entry in entries]
-    mistakes.tell()
     assert body is not None
     sizes = probe_all([entry.image for _, entry in found])
     splits: Splits = {}
@@ -258,7 +257,7 @@ def _note(entry: _Entry, body: _Body, size: tuple[int, int], mistakes: Mistakes)
     for index in np.flatnonzero(outside | (known & ~np.isfinite(points).all(axis=1))):
         x, y = points[index]
         mistakes.add(f"{entry.line}: {body.names[index]} ({x:g}, {y:g}) is outside {shown}")
-    crop = None
+    crop, inside = None, np.ones(len(points), bool)
     if entry.box is not None and len(entry.box):
         left, top, wide, high = (float(x) for x in entry.box)
         beyond = left + wide > width + EDGE or top + high > height + EDGE
@@ -276,9 +275,11 @@ def _note(entry: _Entry, body: _Body, size: tuple[int, int], mistakes: Mistakes)
             int(min(height, np.ceil(top + high + down))),
         )
         points = points - crop[:2]
+        sides = np.array(crop[2:]) - crop[:2]
+        inside = ((points >= 0) & (points <= sides)).all(axis=1)
     if outside.any():
         return None
-    note = KeypointNote(points.astype(np.float32), known, body.pairs, body.limbs)
+    note = KeypointNote(points.astype(np.float32), known & inside, body.pairs, body.limbs)
     return Noted(str(entry.image), note, crop)
 
 

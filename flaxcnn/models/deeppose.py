@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import avg_pool
@@ -33,8 +34,8 @@ class PoseCascade(Network):
     distribution of deviation `jitter` (a share of the image's sides), as the paper simulates the
     errors that a first stage makes on images it was not trained on.
 
-    Parameters of the first stage have the names they have in its own network: a run of that is
-    where this one can start, by `model.weights="run:...,partial=true"`.
+    A run of the first stage alone is where this one can start, by
+    `model.weights="run:...,into=backbone"`.
 
     Attributes:
       first, second: names of networks, of the stages; `first_kwargs`, `second_kwargs`: arguments.
@@ -46,38 +47,50 @@ class PoseCascade(Network):
 
     first: str = "deeppose"
     second: str = "deeppose"
-    first_kwargs: Any = ()  # pairs, or a mapping
-    second_kwargs: Any = ()
+    first_kwargs: Mapping[str, Any] = FrozenDict()
+    second_kwargs: Mapping[str, Any] = FrozenDict()
     reduce: int = 1
     share: float = 0.4
     crop: int = 32
     jitter: float = 0.05
 
-    def setup(self) -> None:
-        """Both networks; the parameters of the first lie where its own would."""
-        if self.num_classes < 2 or self.num_classes % 2:
-            raise UserError(f"num_classes must be x and y of each joint, got {self.num_classes}")
-        self.refine = self._make(self.second, self.second_kwargs)
-        self.first_stage = self._make(self.first, self.first_kwargs)
-        nn.share_scope(self, self.first_stage)
+    def __post_init__(self) -> None:
+        """Makes the arguments what a network hashes."""
+        for field in ("first_kwargs", "second_kwargs"):
+            kwargs = {k: _freeze(x) for k, x in dict(getattr(self, field)).items()}
+            object.__setattr__(self, field, FrozenDict(kwargs))
+        super().__post_init__()
 
-    def _make(self, name: str, kwargs: Any) -> Any:
+    @property
+    def classifier(self) -> str:
+        """The network whose weights `adopt` takes."""
+        return self.first
+
+    def adopt(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The variables of the first stage, by the names that they have here."""
+        return {kind: {"stage1": tree} for kind, tree in variables.items()}
+
+    def _make(self, stage: str, network: str, kwargs: Any) -> Any:
         from flaxcnn.models._registry import create_model  # which imports this file
 
-        return create_model(
-            name,
+        made: Any = create_model(
+            network,
             num_classes=self.num_classes,
             dtype=self.dtype,
             axis_name=self.axis_name,
-            **dict(kwargs.items() if isinstance(kwargs, Mapping) else kwargs),
+            **dict(kwargs),
         )
+        return made.clone(parent=self, name=stage)
 
+    @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
-        """See the class."""
+        """See the class. Raises UserError for a `num_classes` of no joints."""
+        if self.num_classes < 2 or self.num_classes % 2:
+            raise UserError(f"num_classes must be x and y of each joint, got {self.num_classes}")
         count, joints = len(images), self.num_classes // 2
         window = (self.reduce, self.reduce)
         small = avg_pool(images, window, window) if self.reduce > 1 else images
-        first = self.first_stage(small, train=train)
+        first = self._make("stage1", self.first, self.first_kwargs)(small, train=train)
         centres = jax.lax.stop_gradient(first).reshape(count, joints, 2)
         if train and self.jitter:
             noise = jax.random.normal(self.make_rng("dropout"), centres.shape)
@@ -86,12 +99,17 @@ class PoseCascade(Network):
         crops = jax.vmap(functools.partial(crop_around, share=self.share, side=self.crop))(
             images, centres
         )
-        seen = self.refine(crops.reshape(-1, *crops.shape[2:]), train=train)
+        refine = self._make("stage2", self.second, self.second_kwargs)
+        seen = refine(crops.reshape(-1, *crops.shape[2:]), train=train)
         # Each crop says where all joints are; its own joint is the one that counts.
         own = jnp.arange(joints)
         moved = seen.reshape(count, joints, joints, 2)[:, own, own]
         second = (centres + self.share * moved).reshape(count, -1)
         return jnp.concatenate([first, second], axis=-1)
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
 
 
 def crop_around(image: Array, centres: Array, *, share: float, side: int) -> Array:

@@ -191,6 +191,14 @@ class Localization(Task):
         images = examples.load(shown)
         return draw_boxes(images, arrays["true_box"][shown], arrays["box"][shown], titles=titles)
 
+    def fit_answer(
+        self, answer: Mapping[str, np.ndarray], matrix: np.ndarray, size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """See `Task`: the box in pixels of the image, cut at its borders."""
+        scale, shift = matrix[[0, 1, 0, 1], [0, 1, 0, 1]], matrix[[0, 1, 0, 1], 2]
+        box = np.clip(answer["box"] * scale + shift, 0, np.array([*size[::-1], *size[::-1]]))
+        return {**answer, "box": box.astype(np.float32)}
+
     def annotate(self, image: np.ndarray, answer: Mapping[str, np.ndarray]) -> np.ndarray:
         """The image uint8 [H, W, C] with the predicted box and class, uint8 [H, W, 3]."""
         name = self.class_names[int(answer["probabilities"].argmax())]

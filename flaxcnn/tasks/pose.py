@@ -245,6 +245,13 @@ class Pose(Task):
             titles=[f"{error[i]:.1f} pixels" for i in shown],
         )
 
+    def fit_answer(
+        self, answer: Mapping[str, np.ndarray], matrix: np.ndarray, size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """See `Task`: points in pixels of the image."""
+        points = answer["points"] * matrix[[0, 1], [0, 1]][None] + matrix[:2, 2][None]
+        return {"points": points.astype(np.float32)}
+
     def annotate(self, image: np.ndarray, answer: Mapping[str, np.ndarray]) -> np.ndarray:
         """The image uint8 [H, W, C] with the predicted body, uint8 [H, W, 3]."""
         return draw_body(image, answer["points"], self.limbs)

@@ -3,7 +3,7 @@
 python docs/make_mnist_scenes.py OUT
 
 Each scene is 48x48: a digit of 18 to 28 pixels at a random place, and four 8x8 pieces of other
-digits (Mnih et al. 2014, arXiv:1406.6247, section 4.1.2). 12,000 of the training digits are for
+digits (Mnih et al. 2014, arXiv:1406.6247, section 4.1.2). 50,000 of the training digits are for
 training, 1,000 others for validation, and 2,000 of the test digits for the test. OUT then is a data
 source, `boxes:OUT`. Needs tfds's MNIST (TFDS_DATA_DIR).
 """
@@ -18,8 +18,8 @@ import tensorflow_datasets as tfds
 
 SIDE, PIECE, PIECES = 48, 8, 4
 SPLITS = {
-    "train": ("train", 0, 12_000),
-    "validation": ("train", 12_000, 13_000),
+    "train": ("train", 0, 50_000),
+    "validation": ("train", 50_000, 51_000),
     "test": ("test", 0, 2_000),
 }
 

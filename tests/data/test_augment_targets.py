@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from flaxcnn.data.augment import make_augment, read_policy, read_views
+from flaxcnn.data.augment.kinds import Warp
 from flaxcnn.data.augment.mixing import Mix, for_targets, mix_batch
+from flaxcnn.data.augment.operations import OPERATIONS
 from flaxcnn.data.targets import IGNORED, Boxes, Keypoints, Mask
 from flaxcnn.errors import UserError
 
@@ -118,15 +120,48 @@ def check_points(points, centres, mirrored, size):
             np.testing.assert_allclose(point, dot, atol=0.7)
 
 
-@pytest.mark.parametrize(
-    ("policy", "upright"),
-    [
-        ((("alternating_flip",), ("vertical_flip",), ("crop", 5, 0.5)), True),
-        ((("resize", 52, 60), ("flip",), ("random_resized_crop", (0.6, 1.0))), True),
-        ((("flip",), ("affine", 30, 0.2, (0.9, 1.4), 10, 0.5)), False),
-        ((("crop", 4, 0.5), ("perspective", 0.3, 1.0, "edge")), False),  # sampled twice
-    ],
-)
+GEOMETRY = [  # policies, and whether what they make stays upright
+    ((("alternating_flip",), ("vertical_flip",), ("crop", 5, 0.5)), True),
+    ((("resize", 52, 60), ("flip",), ("random_resized_crop", (0.6, 1.0))), True),
+    ((("flip",), ("affine", 30, 0.2, (0.9, 1.4), 10, 0.5)), False),
+    ((("crop", 4, 0.5), ("perspective", 0.3, 1.0, "edge")), False),  # sampled twice
+    (
+        (("zoom", 0.8, 1.2, 0.5), ("shear", 9, 0.5), ("translate", 0.1, 0.5), ("rotate", 20, 0.5)),
+        False,
+    ),
+]
+EXAMPLES = {  # settings of operations that need some
+    **{entry[0]: entry for policy, _ in GEOMETRY for entry in policy},
+    "elastic": ("elastic", 2, 8),
+    "posterize": ("posterize", 3),
+    "solarize": ("solarize", 0.5),
+    "gaussian_blur": ("gaussian_blur", 0.1, 1.0),
+    "cutout": ("cutout", 8),
+}
+
+
+def test_every_operation_that_moves_pixels_is_tried_here():
+    tried = {entry[0] for policy, _ in GEOMETRY for entry in policy}
+    for name in OPERATIONS:
+        entry = EXAMPLES.get(name) or next(e for e in ((name,), (name, 0.1)) if makes(e))
+        (made,) = read_policy([entry])
+        if isinstance(made, Warp):
+            moves = True
+        elif made.moves is None:  # refused, below
+            moves = False
+        else:
+            moves = bool(list(made.moves(KEY, (HEIGHT, WIDTH))))
+        assert (name in tried) == moves, name
+
+
+def makes(entry):
+    try:
+        return bool(read_policy([entry]))
+    except UserError:
+        return False
+
+
+@pytest.mark.parametrize(("policy", "upright"), GEOMETRY)
 def test_targets_are_where_their_colours_are(policy, upright):
     images, targets = augmented(policy)
     moved = mirrored = 0

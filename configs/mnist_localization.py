@@ -15,20 +15,20 @@ from flaxcnn.training import (
 
 
 def get_config() -> Config:
-    """Ten epochs of Adam with a one-cycle schedule."""
+    """Eight epochs of Adam with a one-cycle schedule."""
     return Config(
         model=ModelConfig(
             name="mnist_tiny",
             kwargs={
-                "maps": ((16, 3), "pool", (32, 3), "pool", (64, 3), "pool", (64, 3), "pool"),
-                "hidden": (128,),
+                "maps": ((16, 3), "pool", (32, 3), "pool", (64, 3), "pool", (64, 3)),
+                "hidden": (256,),
                 "global_pool": False,
             },
         ),
-        data=DataConfig(source="boxes:mnist_scenes", batch_size=64),
-        task=TaskConfig("localization"),
+        data=DataConfig(source="boxes:mnist_scenes", batch_size=64, augment=(("crop", 3, 0.0),)),
+        task=TaskConfig("localization", {"box_weight": 50.0}),
         optimizer=OptimizerConfig(
-            name="adam", learning_rate=0.003, schedule=ScheduleConfig("one_cycle")
+            name="adam", learning_rate=0.002, schedule=ScheduleConfig("one_cycle")
         ),
-        epochs=10,
+        epochs=8,
     )

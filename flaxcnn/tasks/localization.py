@@ -41,10 +41,10 @@ class Localization(Task):
 
     class_names: tuple[str, ...]
     size: tuple[int, int]  # of images: height, width
-    box_weight: float = 10.0
+    box_weight: float = 20.0
 
     @classmethod
-    def make(cls, setting: Setting, *, box_weight: float = 10.0) -> "Localization":
+    def make(cls, setting: Setting, *, box_weight: float = 20.0) -> "Localization":
         """From the fields of `task.kwargs`. Raises UserError for a set without classes."""
         if not setting.class_names:
             raise UserError("task.name: localization needs data with a box each, as boxes:<path>")

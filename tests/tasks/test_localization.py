@@ -11,7 +11,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.tasks.localization import Localization, measure_iou
 from flaxcnn.tasks.task import Examples, Setting
 
-TASK = Localization(("cat", "dog"), (20, 40))
+TASK = Localization(("cat", "dog"), (20, 40), box_weight=10.0)
 JITTED = jax.jit(measure_iou)
 
 

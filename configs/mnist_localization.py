@@ -15,7 +15,7 @@ from flaxcnn.training import (
 
 
 def get_config() -> Config:
-    """Eight epochs of Adam with a one-cycle schedule."""
+    """Fifteen epochs of Adam with a one-cycle schedule."""
     return Config(
         model=ModelConfig(
             name="mnist_tiny",
@@ -30,5 +30,5 @@ def get_config() -> Config:
         optimizer=OptimizerConfig(
             name="adam", learning_rate=0.002, schedule=ScheduleConfig("one_cycle")
         ),
-        epochs=8,
+        epochs=15,
     )

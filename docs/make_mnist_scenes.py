@@ -2,10 +2,10 @@
 
 python docs/make_mnist_scenes.py OUT
 
-Each scene is 48x48: a digit of 18 to 28 pixels at a random place, and four 8x8 pieces of other
-digits (Mnih et al. 2014, arXiv:1406.6247, section 4.1.2). 50,000 of the training digits are for
-training, 1,000 others for validation, and 2,000 of the test digits for the test. OUT then is a data
-source, `boxes:OUT`. Needs tfds's MNIST (TFDS_DATA_DIR).
+Each scene is 48x48: four 8x8 pieces of other digits (as in Mnih et al. 2014, arXiv:1406.6247,
+section 4.1.2), and a digit of 18 to 28 pixels pasted over them at a random place. 50,000 of the
+training digits are for training, 1,000 others for validation, and 2,000 of the test digits for the
+test. OUT then is a data source, `boxes:OUT`. Needs tfds's MNIST (TFDS_DATA_DIR).
 """
 
 import csv
@@ -36,8 +36,7 @@ def draw_scene(digits: np.ndarray, index: int, rng: np.random.Generator) -> tupl
     side = int(rng.integers(18, 29))
     digit = cv2.resize(digits[index], (side, side), interpolation=cv2.INTER_AREA)
     top, left = rng.integers(0, SIDE - side + 1, 2)
-    part = scene[top : top + side, left : left + side]
-    np.maximum(part, digit, out=part)
+    scene[top : top + side, left : left + side] = digit  # pasted over what was there
     rows, columns = np.flatnonzero((digit > 64).any(1)), np.flatnonzero((digit > 64).any(0))
     box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
     return scene, box

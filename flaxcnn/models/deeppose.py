@@ -159,7 +159,7 @@ DEVIATIONS = (
         "deeppose_cascade",
         "A network of its own for each joint and stage; crops in proportion to the body, cut from "
         "the photograph; stages trained one after the other, the better of several kept.",
-        "",
+        "No port is in common use.",
         "One network for all joints of the second stage, of whose outputs each crop uses its "
         "joint's; crops of a fixed share of the network's image; stages trained together.",
     ),

@@ -11,6 +11,7 @@ import optax
 
 from flaxcnn.data.targets import Boxes
 from flaxcnn.errors import UserError
+from flaxcnn.tasks.classification_pictures import count_confusions
 from flaxcnn.tasks.place_pictures import draw_box, draw_boxes
 from flaxcnn.tasks.task import Examples, Metric, Setting, Task
 
@@ -166,6 +167,10 @@ class Localization(Task):
         both = float((right & (iou >= 0.5)).mean())
         whole = figures(np.ones(len(iou), bool))
         return {**whole, "localization_accuracy": both, "classes": classes}
+
+    def confusion(self, report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See `Task`: of classes alone, wherever the boxes are."""
+        return count_confusions(arrays["true_class"], arrays["class"], len(self.class_names))
 
     @staticmethod
     def format(report: Mapping[str, Any]) -> str:

@@ -161,12 +161,18 @@ class Segmentation(Task):
         """Figures in 0..1 of all pixels of the split.
 
         `pixel_accuracy`, `mean_accuracy`, `mean_iou` and `frequency_weighted_iou`, with
-        `accuracy`, `iou` and pixels of each class. Means are over the classes that occur in the
-        split; a class that is predicted and never occurs lowers the others' accuracy alone.
+        `accuracy`, `iou` and pixels of each class, and `confusion`, the pixels [C, C] that all of
+        them are made of. Means are over the classes that occur in the split; a class that is
+        predicted and never occurs lowers the others' accuracy alone.
         """
         images = len(arrays["classes"])
-        counts = np.rint(np.asarray(means["confusion"]) * images)
-        return {"images": images, **measure_confusion(counts, self.class_names)}
+        counts = np.rint(np.asarray(means["confusion"]) * images).astype(np.int64)
+        figures = measure_confusion(counts, self.class_names)
+        return {"images": images, **figures, "confusion": counts.tolist()}
+
+    def confusion(self, report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See `Task`: of pixels."""
+        return np.array(report["confusion"], np.int64)
 
     @staticmethod
     def format(report: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from flaxcnn.data.splits import ArraySplit, Split, map_chunks
 from flaxcnn.data.targets import IGNORED, Mask
 from flaxcnn.errors import UserError
 from flaxcnn.models._network import Outputs
+from flaxcnn.tasks.classification_pictures import count_confusions
 from flaxcnn.tasks.segmentation_pictures import color_classes, draw_masks
 from flaxcnn.tasks.task import Examples, Metric, Setting, Task
 
@@ -161,18 +162,17 @@ class Segmentation(Task):
         """Figures in 0..1 of all pixels of the split.
 
         `pixel_accuracy`, `mean_accuracy`, `mean_iou` and `frequency_weighted_iou`, with
-        `accuracy`, `iou` and pixels of each class, and `confusion`, the pixels [C, C] that all of
-        them are made of. Means are over the classes that occur in the split; a class that is
-        predicted and never occurs lowers the others' accuracy alone.
+        `accuracy`, `iou` and pixels of each class. Means are over the classes that occur in the
+        split; a class that is predicted and never occurs lowers the others' accuracy alone.
         """
         images = len(arrays["classes"])
-        counts = np.rint(np.asarray(means["confusion"]) * images).astype(np.int64)
-        figures = measure_confusion(counts, self.class_names)
-        return {"images": images, **figures, "confusion": counts.tolist()}
+        counts = np.rint(np.asarray(means["confusion"]) * images)
+        return {"images": images, **measure_confusion(counts, self.class_names)}
 
     def confusion(self, report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `Task`: of pixels."""
-        return np.array(report["confusion"], np.int64)
+        true, known = arrays["true_classes"], arrays["true_classes"] != IGNORED
+        return count_confusions(true[known], arrays["classes"][known], len(self.class_names))
 
     @staticmethod
     def format(report: Mapping[str, Any]) -> str:

@@ -37,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
         entry = {"image": str(file), "top": top, **more}
         if out:
             drawn = task.annotate(read_image(file, (), "crop", 0), answer)
-            entry |= {} if drawn is None else {"picture": out.save(str(file), drawn)}
+            if drawn is not None:
+                entry["picture"] = out.save(file, Image.fromarray(drawn))
+            if mask := task.mask(answer):
+                entry["mask"] = out.save(file, mask, "masks")
         if args.json:
             print(", " if told else "[", json.dumps(entry), sep="", end="")
         else:
@@ -62,25 +65,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Folder:
-    """Where annotated images go: NAME.png, or NAME-2.png where there is one."""
+    """Where pictures go: NAME.png, or NAME-2.png where there is one, and masks/NAME.png."""
 
     def __init__(self, path: str):
         self.path, self._names = Path(path), set[str]()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {path}: {error.strerror}") from error
+        self._make(self.path)
 
-    def save(self, file: str, image: np.ndarray) -> str:
-        """Writes an image uint8 [H, W, 3] that is about `file`; returns its name."""
-        stem, number = Path(file).stem, 1
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {folder}: {error.strerror}") from error
+
+    def save(self, file: str | Path, image: Image.Image, folder: str = "") -> str:
+        """Writes an image that is about `file`; returns its name."""
+        stem, number = Path(folder, Path(file).stem), 1
+        self._make(self.path / folder)
         name = f"{stem}.png"
         while name in self._names:
             number += 1
             name = f"{stem}-{number}.png"
         self._names.add(name)
         try:
-            Image.fromarray(image).save(self.path / name)
+            image.save(self.path / name)
         except OSError as error:
             raise UserError(f"--out {self.path / name}: {error.strerror}") from error
         return name

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import Image
 
 from flaxcnn.data.annotated import move_classes
 from flaxcnn.data.splits import ArraySplit, Split, map_chunks
@@ -15,7 +16,7 @@ from flaxcnn.data.targets import IGNORED, Mask
 from flaxcnn.errors import UserError
 from flaxcnn.models._network import Outputs
 from flaxcnn.tasks.classification_pictures import count_confusions
-from flaxcnn.tasks.segmentation_pictures import color_classes, draw_masks
+from flaxcnn.tasks.segmentation_pictures import color_classes, draw_masks, to_palette
 from flaxcnn.tasks.task import Examples, Metric, Setting, Task
 
 if TYPE_CHECKING:
@@ -212,6 +213,10 @@ class Segmentation(Task):
     def annotate(self, image: np.ndarray, answer: Mapping[str, np.ndarray]) -> np.ndarray:
         """The image uint8 [H, W, C] with its classes over it, uint8 [H, W, 3]."""
         return color_classes(image, answer["classes"])
+
+    def mask(self, answer: Mapping[str, np.ndarray]) -> Image.Image:
+        """Numbers of classes in their colours, as the masks of a folder are read; 255 is none."""
+        return to_palette(answer["classes"])
 
     def fit_answer(
         self, answer: Mapping[str, np.ndarray], matrix: np.ndarray, size: tuple[int, int]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from flaxcnn.data.targets import IGNORED
 
@@ -31,6 +32,13 @@ def color_classes(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
     colors = class_colors(256)[classes]
     mixed = image * (1 - _OVERLAY) + colors * _OVERLAY
     return np.where((classes == IGNORED)[..., None], image, mixed).round().astype(np.uint8)
+
+
+def to_palette(classes: np.ndarray) -> Image.Image:
+    """Numbers of classes uint8 [H, W] as an image whose palette has their colours."""
+    image = Image.fromarray(classes).convert("P")
+    image.putpalette(class_colors(256).tobytes())
+    return image
 
 
 def draw_masks(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from PIL import Image
 
 from flaxcnn.data.splits import Split
 
@@ -112,6 +113,10 @@ class Task(Protocol):
 
         The answer is of this size (`fit_answer`).
         """
+        return None
+
+    def mask(self, answer: Any) -> Image.Image | None:
+        """The answer as a PNG's pixels, where it is a class for each of them; None: it is not."""
         return None
 
     def fit_answer(self, answer: Any, matrix: np.ndarray, size: tuple[int, int]) -> Any:

@@ -199,6 +199,10 @@ def test_predict_answers_in_the_pixels_of_the_file(run, blocks, tmp_path, capsys
     np.testing.assert_array_equal(first["classes"][:, 6:-6], seen)
     assert (first["classes"][:, :6] == 255).all() and (first["classes"][:, -6:] == 255).all()
     np.testing.assert_array_equal(second["classes"], seen)
+    assert [entry["mask"] for entry in told] == ["masks/photo.png", "masks/photo-2.png"]
+    mask = Image.open(out / "masks" / "photo.png")
+    assert mask.mode == "P" and mask.getpalette()[:6] == [128, 0, 0, 0, 128, 0]  # VOC's colours
+    np.testing.assert_array_equal(np.asarray(mask), first["classes"])
     drawn = np.asarray(Image.open(out / "photo.png"))
     assert drawn.shape == (16, 36, 3)
     np.testing.assert_array_equal(drawn[:, :6], sides[:, :6, None].repeat(3, axis=2))

@@ -4,11 +4,13 @@ On a terminal and in a notebook a bar moves; elsewhere (a file, a pipe) there ar
 one for each epoch.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -26,18 +28,31 @@ _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
 
 
 def read_rows(workdir: Workdir) -> list[Row]:
-    """The rows of metrics.jsonl; a last line that a kill cut off is skipped."""
-    if not workdir.metrics.exists():
-        return []
-    lines = workdir.metrics.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """The rows of metrics.jsonl; a last line that a kill cut off is skipped.
+
+    So are damaged lines, which are counted on stderr.
+    """
+    return _read(workdir.metrics, {"step", "split", "epoch"})
 
 
 def read_confusions(workdir: Workdir) -> list[Row]:
-    """The rows of confusions.jsonl: `step`, `epoch` and `counts`, see `Task.confusion`."""
-    if not workdir.confusions.exists():
+    """As `read_rows`, of confusions.jsonl: `step`, `epoch` and `counts`, see `Task.confusion`."""
+    return _read(workdir.confusions, {"step", "epoch", "counts"})
+
+
+def _read(file: Path, fields: set[str]) -> list[Row]:
+    """The lines that are objects with these fields."""
+    if not file.exists():
         return []
-    return [json.loads(line) for line in workdir.confusions.read_text().split("\n")[:-1]]
+    rows, lines = [], file.read_bytes().split(b"\n")[:-1]
+    for line in lines:
+        with contextlib.suppress(ValueError):  # of JSON, and of bytes that are no UTF-8
+            row = json.loads(line)
+            if isinstance(row, dict) and fields <= row.keys():
+                rows.append(row)
+    if damaged := len(lines) - len(rows):
+        print(f"WARNING: {file}: {damaged} damaged lines are left out", file=sys.stderr)
+    return rows
 
 
 def hash_rows(rows: Iterable[Row]) -> "hashlib._Hash":

@@ -1,19 +1,30 @@
 """The command `flaxcnn export`: a run's network in another format, by the suffix of the file."""
 
 import argparse
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from flaxcnn.data.augment import read_views, viewed_shape
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE
-from flaxcnn.export import Page, Sample, export_html
+from flaxcnn.export import (
+    Page,
+    Sample,
+    export_html,
+    export_onnx,
+    export_safetensors,
+    export_stablehlo,
+)
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.facts import reload_data
 from flaxcnn.training.inference import TrainedRun, load_run
+from flaxcnn.training.publish import list_arguments
 
-SUFFIXES = (".html",)
 _SAMPLES, _AMONG = 12, 200  # images that a page offers, of different classes, among the first
 _SAMPLE_PIXELS = 64 * 64  # of larger images the page would hold more than of weights
 
@@ -21,13 +32,26 @@ _SAMPLE_PIXELS = 64 * 64  # of larger images the page would hold more than of we
 def run(args: argparse.Namespace) -> int:
     """Writes the file. Raises UserError for what cannot be exported; nothing is written then."""
     out = Path(args.out)
-    if out.suffix.lower() not in SUFFIXES:
+    if out.suffix.lower() not in WRITERS:
         raise UserError(
-            f"{out}: a network is exported to {', '.join(SUFFIXES)} only, by the suffix"
+            f"{out}: a network is exported to {', '.join(WRITERS)} only, by the suffix"
         )
+    write, options = WRITERS[out.suffix.lower()]
+    for option in ("weights", "title", "layout"):
+        if getattr(args, option) is not None and option not in options:
+            raise UserError(f"--{option} is not for {out.suffix} files")
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}")
     trained_run = load_run(args.workdir, args.checkpoint)
+    try:
+        said = write(out, trained_run, args)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}") from error
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {said}")
+    return DONE
+
+
+def _write_html(out: Path, trained_run: TrainedRun, args: argparse.Namespace) -> str:
     if not isinstance(trained_run.task, Classification):
         task = trained_run.config.task.name
         raise UserError(f"{args.workdir} is a run of {task}: a page shows classes only")
@@ -42,14 +66,9 @@ def run(args: argparse.Namespace) -> int:
         resize=config.data.resize,
         samples=_find_samples(trained_run) if shape == tuple(facts.image_shape) else (),
     )
-    try:
-        weights = export_html(
-            out, trained_run.model, trained_run.variables, shape, page, args.weights
-        )
-    except OSError as error:
-        raise UserError(f"{out}: {error.strerror}") from error
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {weights} weights")
-    return DONE
+    model, variables = trained_run.model, trained_run.variables
+    weights = export_html(out, model, variables, shape, page, args.weights or "auto")
+    return f"{weights} weights"
 
 
 def _find_samples(trained_run: TrainedRun) -> list[Sample]:
@@ -69,3 +88,47 @@ def _find_samples(trained_run: TrainedRun) -> list[Sample]:
     classes, first = np.unique(labels, return_index=True)
     chosen = zip(classes[:_SAMPLES], first, strict=False)
     return [Sample(images[index], facts.class_names[label]) for label, index in chosen]
+
+
+def write_stablehlo(out: Path, trained_run: TrainedRun, args: Any = None) -> str:
+    """What `predict` computes of images of the run's size, for jax alone."""
+    export_stablehlo(out, trained_run.predictor.function, trained_run.facts.image_shape)
+    return _describe(trained_run)
+
+
+def write_onnx(out: Path, trained_run: TrainedRun, args: Any = None) -> str:
+    """The same in float32, for ONNX' runtimes; the classes' names are in its metadata."""
+    facts, model = trained_run.facts, trained_run.model
+    if getattr(model, "dtype", None) not in (None, jnp.float32):
+        trained_run = dataclasses.replace(trained_run, model=model.clone(dtype=jnp.float32))
+    function = trained_run.predictor.function
+    export_onnx(out, function, facts.image_shape, {"class_names": facts.class_names})
+    return _describe(trained_run)
+
+
+def _describe(trained_run: TrainedRun) -> str:
+    shape = ", ".join(map(str, trained_run.facts.image_shape))
+    answers = "probabilities" if isinstance(trained_run.task, Classification) else "answers"
+    return f"images uint8 [N, {shape}] in, {answers} out"
+
+
+def _write_safetensors(out: Path, trained_run: TrainedRun, args: argparse.Namespace) -> str:
+    layout, config = args.layout or "flaxcnn", trained_run.config
+    arguments, own = list_arguments(trained_run)
+    shape = trained_run.facts.image_shape
+    export_safetensors(
+        out, config.model.name, trained_run.variables, layout, image_shape=shape, **arguments
+    )
+    said = f"{layout}'s names of {config.model.name}"
+    if own and layout != "flaxcnn":
+        said += f"; there it needs the same as here: model.kwargs {own}"
+    return said
+
+
+# By suffix: what writes the file, and which options it has.
+WRITERS: dict[str, tuple[Callable[[Path, TrainedRun, argparse.Namespace], str], set[str]]] = {
+    ".html": (_write_html, {"weights", "title"}),
+    ".stablehlo": (write_stablehlo, set()),
+    ".onnx": (write_onnx, set()),
+    ".safetensors": (_write_safetensors, {"layout"}),
+}

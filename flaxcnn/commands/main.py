@@ -152,17 +152,24 @@ def _add_leaving(commands: Any) -> None:
     command = _add(commands, "export", "A run's network as one file that works without flaxcnn.")
     command.add_argument("workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
     command.add_argument(
-        "out", metavar="OUT", help="the file; page.html is a page that computes the network"
+        "out",
+        metavar="OUT",
+        help="the file: .html (a page that computes the network), .stablehlo (for jax alone), "
+        ".onnx, or .safetensors (the weights)",
     )
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument(
         "--weights",
-        default="auto",
         choices=("auto", "float32", "float16"),
-        help="kernels as they are, or rounded to 16 bits (default: auto, which rounds them if the "
-        "page would be larger than 10 MB)",
+        help=".html: kernels as they are, or rounded to 16 bits (default: auto, which rounds them "
+        "if the page would be larger than 10 MB)",
     )
-    command.add_argument("--title", help="of the page (default: the network and the run)")
+    command.add_argument("--title", help=".html: its title (default: the network and the run)")
+    command.add_argument(
+        "--layout",
+        choices=("flaxcnn", "torchvision", "timm"),
+        help=".safetensors: whose names and layout (default: flaxcnn)",
+    )
 
     command = _add(
         commands, "push", "A finished run's weights to a repository of the Hugging Face hub."

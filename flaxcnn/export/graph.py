@@ -16,7 +16,7 @@ import numpy as np
 from flaxcnn.errors import UserError
 from flaxcnn.export.operations import IDENTITIES, PRIMITIVES, Node, Nodes, Unsupported, Value
 
-_CALLS = {  # what is walked into, and the parameter that holds its jaxpr
+CALLS = {  # what is walked into, and the parameter that holds its jaxpr
     **dict.fromkeys(("jit", "pjit", "checkpoint", "remat2"), "jaxpr"),
     **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call"), "call_jaxpr"),
     "custom_vjp_call": "call_jaxpr",
@@ -69,8 +69,8 @@ def _walk(
     for equation in jaxpr.eqns:
         inputs = [look_up(var) for var in equation.invars]
         place = str(equation.source_info.name_stack) or scope
-        if equation.primitive.name in _CALLS:
-            body = equation.params[_CALLS[equation.primitive.name]]
+        if equation.primitive.name in CALLS:
+            body = equation.params[CALLS[equation.primitive.name]]
             inner, inner_consts = getattr(body, "jaxpr", body), getattr(body, "consts", ())
             results = _walk(inner, inner_consts, inputs, nodes, place)
         elif not any(isinstance(x, Value) for x in inputs):

@@ -27,18 +27,23 @@ from flaxcnn.compat import like_operand, vary_alike
 from flaxcnn.errors import UserError
 from flaxcnn.layers import conv_cpu, conv_spec
 from flaxcnn.layers.conv_spec import ConvSpec
+from flaxcnn.layers.plain import is_plain
 
 Array = jax.Array
 
 
 def bind_convolve(x: Array, kernel: Array, spec: ConvSpec) -> Array:
     """Binds the first map: images [N, *input, C], kernel [*kernel, C/groups, F] -> outputs."""
+    if is_plain():
+        return conv_spec.convolve(x, kernel, spec)
     x, kernel = vary_alike(x, kernel)
     return convolve_p.bind(x, kernel, spec=spec)
 
 
 def bind_input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
     """Binds the second map: outputs [N, *output, F], kernel -> images [N, *input, C]."""
+    if is_plain():
+        return conv_spec.transposed_convolve(dy, kernel, spec)
     dy, kernel = vary_alike(dy, kernel)
     return input_gradient_p.bind(dy, kernel, spec=spec)
 

@@ -72,6 +72,36 @@ def input_gradient(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
     return dx
 
 
+def transposed_convolve(dy: Array, kernel: Array, spec: ConvSpec) -> Array:
+    """`input_gradient` as one convolution of outputs that are spread by the strides."""
+    rank, (width, features) = len(spec.kernel_size), kernel.shape[-2:]
+    kernel = jnp.flip(kernel, range(rank)).reshape(*spec.kernel_size, width, spec.groups, -1)
+    kernel = jnp.moveaxis(kernel, -1, -3).swapaxes(-1, -2)  # [*kernel, F/groups, groups, C/groups]
+    pads = []
+    for size, taps, step, (low, _), out, stride in zip(
+        spec.input_size,
+        spec.kernel_size,
+        spec.dilation,
+        spec.pads,
+        spec.output_size,
+        spec.strides,
+        strict=True,
+    ):
+        before = (taps - 1) * step - low
+        pads.append((before, size + (taps - 1) * step - before - (out - 1) * stride - 1))
+    return lax.conv_general_dilated(
+        dy,
+        kernel.reshape(*spec.kernel_size, features // spec.groups, -1),
+        (1,) * rank,
+        pads,
+        lhs_dilation=spec.strides,
+        rhs_dilation=spec.dilation,
+        dimension_numbers=_LAYOUTS[rank],
+        feature_group_count=spec.groups,
+        precision=spec.precision,
+    )
+
+
 def kernel_gradient(x: Array, dy: Array, spec: ConvSpec) -> Array:
     """The transpose of `convolve` in its kernel: images, outputs -> kernel."""
     channels = x.shape[-1] // spec.groups

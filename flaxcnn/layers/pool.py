@@ -26,9 +26,11 @@ from jax import lax
 from flaxcnn.errors import UserError
 from flaxcnn.layers.dtypes import mean_dtype, promote
 from flaxcnn.layers.padding import Padding, Sizes, per_axis
+from flaxcnn.layers.plain import is_plain
 from flaxcnn.layers.pool_max import max_of_windows
 from flaxcnn.layers.pool_windows import (
     Windows,
+    has_window,
     least_value,
     place_windows,
     reduce_windows,
@@ -114,6 +116,8 @@ def channel_max_pool(x: Array, group_size: int) -> Array:
     channels = x.shape[-1]
     if group_size < 1 or channels % group_size:
         raise UserError(f"channel_max_pool: group_size {group_size} does not divide {channels}")
+    if is_plain():
+        return x.reshape(*x.shape[:-1], channels // group_size, group_size).max(-1)
     return max_pool(x[..., None], (group_size,), (group_size,)).squeeze(-1)
 
 
@@ -175,7 +179,7 @@ def _sum_dtype(x: Array):
 
 def _sum_of_windows(x: Array, windows: Windows) -> Array:
     x = x.astype(_sum_dtype(x))
-    if windows.symbolic:
+    if windows.symbolic or (is_plain() and has_window(x, windows)):
         return reduce_windows(x, windows, 0, lax.add)
     return functools.reduce(jnp.add, taps_of_tangent(x, windows))
 

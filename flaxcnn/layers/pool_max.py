@@ -25,8 +25,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from flaxcnn.layers.conv_maps import in_auto_axes
+from flaxcnn.layers.plain import is_plain
 from flaxcnn.layers.pool_windows import (
     Windows,
+    has_window,
     least_value,
     reduce_windows,
     taps,
@@ -38,6 +40,8 @@ Array = jax.Array
 
 def max_of_windows(x: Array, windows: Windows) -> Array:
     """Maxima [..., *size', C] of images [..., *size, C]; the border is the least value there is."""
+    if is_plain():
+        return max_by_window(x, windows)
     return max_of_windows_p.bind(x, windows=windows)
 
 
@@ -85,14 +89,14 @@ def _select(first: Array, dx: Array, windows: Windows) -> Array:
 
 def max_by_window(x: Array, windows: Windows) -> Array:
     """`max_of_windows` as `flax.linen.max_pool` has it."""
-    if not _has_window(x, windows):
+    if not has_window(x, windows):
         return max_by_taps(x, windows)
     return reduce_windows(x, windows, least_value(x.dtype), lax.max)
 
 
 def spread_by_window(x: Array, y: Array, dy: Array, windows: Windows) -> Array:
     """`spread_to_maxima` as select-and-scatter."""
-    if not _has_window(x, windows):
+    if not has_window(x, windows):
         return spread_by_taps(x, y, dy, windows)
     dy = jnp.where(y > least_value(x.dtype), dy, 0)
     x = _spread_batch(x, dy, windows)
@@ -103,11 +107,6 @@ def spread_by_window(x: Array, y: Array, dy: Array, windows: Windows) -> Array:
 def _spread_batch(x: Array, dy: Array, windows: Windows) -> Array:
     """Images for each example of the gradient, where all have the same (`_map`)."""
     return jnp.broadcast_to(x, (*_batch(dy, windows), *x.shape[-1 - len(windows.shape) :]))
-
-
-def _has_window(x: Array, windows: Windows) -> bool:
-    """Whether a window fits, and no border crops the images: XLA pads only."""
-    return 0 not in windows.output_size(x) and min(map(min, windows.pads)) >= 0
 
 
 def _batch(x: Array, windows: Windows) -> tuple[int, ...]:

@@ -122,6 +122,11 @@ def taps_of_tangent(x: Array, windows: Windows) -> list[Array]:
     return [lax.squeeze(part, within) for part in parts]
 
 
+def has_window(x: Array, windows: Windows) -> bool:
+    """Whether a window fits, and no border crops the images: XLA pads only."""
+    return 0 not in windows.output_size(x) and min(map(min, windows.pads)) >= 0
+
+
 def reduce_windows(x: Array, windows: Windows, init: float, reduce: Callable) -> Array:
     """By XLA's own operation, which alone takes symbolic sizes whose windows may not fit."""
     batch = x.ndim - 1 - len(windows.shape)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Predictor:
         self._variables = jax.device_put(variables)
         preprocess = make_preprocess(preprocessing.mean, preprocessing.std)
         forward = make_forward(model, preprocess, list(views))
-        self._answer = jax.jit(lambda variables, x: task.answer(forward(variables, x)))
+        self._forward = lambda variables, x: task.answer(forward(variables, x))
         self._compiled: dict[tuple[int, str], Any] = {}
         self._lock = threading.Lock()
 
@@ -90,6 +90,14 @@ class Predictor:
             parts.append(jax.tree.map(lambda x, count=count: x[:count], answers))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
+    @property
+    def function(self) -> Callable[[jax.Array], Any]:
+        """Images uint8 [N, H, W, C] -> answers [N, ...], for jax to transform: it holds the weights.
+
+        Nothing is checked, padded or kept from one trace to the next.
+        """
+        return lambda images: self._forward(self._variables, images)
+
     def _find_size(self, count: int) -> int:
         """The batch that `count` images are padded to."""
         return min(1 << (count - 1).bit_length(), self.batch_size)
@@ -98,7 +106,8 @@ class Predictor:
         key = len(images), images.dtype.name
         with self._lock:  # threads that need the same program wait for one of them to make it
             if key not in self._compiled:
-                self._compiled[key] = self._answer.lower(self._variables, images).compile()
+                program = jax.jit(self._forward).lower(self._variables, images)
+                self._compiled[key] = program.compile()
             return self._compiled[key]
 
     def read(self, file: str | Path, resize: str | None = None) -> np.ndarray:

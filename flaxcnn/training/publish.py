@@ -26,16 +26,15 @@ def make_files(run: TrainedRun, repository: str, licence: str = "") -> dict[str,
     """The files of the repository, by name. Raises UserError unless the run is finished."""
     if not run.workdir.has("result"):
         raise UserError(f"{run.workdir.path} is not finished: train it to its end first")
-    name, kwargs = run.config.model.name, dict(run.config.model.kwargs)
-    classes: Any = getattr(run.model, "num_classes", None)
-    own = {key: kwargs[key] for key in kwargs.keys() - _TRAINING_ONLY - {"num_classes"}}
+    name = run.config.model.name
+    arguments, own = list_arguments(run)
+    classes = arguments["num_classes"]
     architecture = "" if own or run.config.task.name != "classification" else timm_name(name)
     layout = "timm" if architecture else "flaxcnn"
     shape, channels = tuple(run.facts.image_shape), run.facts.image_shape[2]
     reading = run.preprocessing
     # A run whose images had one size takes no other; whoever loads its network may.
     reading = dataclasses.replace(reading, resize=reading.resize or run.config.data.resize)
-    arguments = {**kwargs, "num_classes": classes}
     tensors = export(name, run.variables, layout, input_shape=shape, **arguments)
     config = {
         "architecture": architecture or name,
@@ -56,6 +55,14 @@ def make_files(run: TrainedRun, repository: str, licence: str = "") -> dict[str,
         CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
         CARD: card.encode(),
     }
+
+
+def list_arguments(run: TrainedRun) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of the run's network, and which of them make it another than the usual one."""
+    classes: Any = getattr(run.model, "num_classes", None)
+    kwargs = dict(run.config.model.kwargs)
+    own = {key: kwargs[key] for key in kwargs.keys() - _TRAINING_ONLY - {"num_classes"}}
+    return {**kwargs, "num_classes": classes}, own
 
 
 def _model_args(own: dict[str, Any], channels: int) -> dict[str, Any]:

@@ -61,6 +61,7 @@ OWNERS = {
     "etils": {"training/mirror.py"},
     "h5py": {"weights/formats/keras.py"},
     "huggingface_hub": {"weights/hub.py"},
+    "onnxruntime": {"export/measure.py"},
 }
 
 

@@ -33,9 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the file. Raises UserError for what cannot be exported; nothing is written then."""
     out = Path(args.out)
     if out.suffix.lower() not in WRITERS:
-        raise UserError(
-            f"{out}: a network is exported to {', '.join(WRITERS)} only, by the suffix"
-        )
+        raise UserError(f"{out}: a network is exported to {', '.join(WRITERS)} only, by the suffix")
     write, options = WRITERS[out.suffix.lower()]
     for option in ("weights", "title", "layout"):
         if getattr(args, option) is not None and option not in options:
@@ -112,8 +110,9 @@ def _describe(trained_run: TrainedRun) -> str:
     return f"images uint8 [N, {shape}] in, {answers} out"
 
 
-def _write_safetensors(out: Path, trained_run: TrainedRun, args: argparse.Namespace) -> str:
-    layout, config = args.layout or "flaxcnn", trained_run.config
+def write_safetensors(out: Path, trained_run: TrainedRun, args: Any = None) -> str:
+    """The weights alone."""
+    layout, config = getattr(args, "layout", None) or "flaxcnn", trained_run.config
     arguments, own = list_arguments(trained_run)
     shape = trained_run.facts.image_shape
     export_safetensors(
@@ -130,5 +129,5 @@ WRITERS: dict[str, tuple[Callable[[Path, TrainedRun, argparse.Namespace], str], 
     ".html": (_write_html, {"weights", "title"}),
     ".stablehlo": (write_stablehlo, set()),
     ".onnx": (write_onnx, set()),
-    ".safetensors": (_write_safetensors, {"layout"}),
+    ".safetensors": (write_safetensors, {"layout"}),
 }

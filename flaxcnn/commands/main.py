@@ -148,7 +148,7 @@ def _add_runs(commands: Any) -> None:
 
 
 def _add_leaving(commands: Any) -> None:
-    """Networks that leave the house: export, push."""
+    """Networks that leave the house: export, benchmark, push."""
     command = _add(commands, "export", "A run's network as one file that works without flaxcnn.")
     command.add_argument("workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
     command.add_argument(
@@ -170,6 +170,15 @@ def _add_leaving(commands: Any) -> None:
         choices=("flaxcnn", "torchvision", "timm"),
         help=".safetensors: whose names and layout (default: flaxcnn)",
     )
+
+    command = _add(
+        commands, "benchmark", "How fast a run's network answers, here and in other formats."
+    )
+    command.add_argument("workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
+    command.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="for each figure (default: 3)"
+    )
+    command.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
 
     command = _add(
         commands, "push", "A finished run's weights to a repository of the Hugging Face hub."

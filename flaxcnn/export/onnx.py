@@ -96,7 +96,21 @@ class Spread(NamedTuple):
     shape: tuple[Any, ...]
 
 
-_BROADCASTING = ("add", "sub", "mul", "div", "max", "min", "pow", "eq", "ne", "lt", "le", "gt", "ge")
+_BROADCASTING = (
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "max",
+    "min",
+    "pow",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+)
 _FOLLOWING = ("convert_element_type", "neg", "exp", "log", "sqrt", "rsqrt", "logistic", "tanh")
 
 
@@ -179,15 +193,17 @@ def _whole(x: Any) -> Any:
 def _pool(name: str, border: float, x: Any, *, window_dimensions: Any, window_strides: Any,
           padding: Any, base_dilation: Any, window_dilation: Any) -> Any:  # fmt: skip
     window, strides = tuple(window_dimensions), tuple(window_strides)
-    if x.ndim != 4 or (window[0], window[-1]) != (1, 1) or {*base_dilation, *window_dilation} != {1}:
+    if (
+        x.ndim != 4
+        or (window[0], window[-1]) != (1, 1)
+        or {*base_dilation, *window_dilation} != {1}
+    ):
         raise NotImplementedError(f"a window of {window} over {x.ndim} axes")
     if any(map(any, padding)):
         edges = [(*pair, 0) for pair in padding]
         x = lax.pad(x, jnp.asarray(border, x.dtype), edges)
     # Looked up by name: the converter has put its own in there.
-    pooled = getattr(nn, name)(
-        x, window_shape=window[1:-1], strides=strides[1:-1], padding="VALID"
-    )
+    pooled = getattr(nn, name)(x, window_shape=window[1:-1], strides=strides[1:-1], padding="VALID")
     return pooled if name == "max_pool" else pooled * float(math.prod(window))
 
 

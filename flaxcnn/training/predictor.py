@@ -92,7 +92,7 @@ class Predictor:
 
     @property
     def function(self) -> Callable[[jax.Array], Any]:
-        """Images uint8 [N, H, W, C] -> answers [N, ...], for jax to transform: it holds the weights.
+        """Images uint8 [N, H, W, C] -> answers [N, ...], for jax to transform; it has the weights.
 
         Nothing is checked, padded or kept from one trace to the next.
         """

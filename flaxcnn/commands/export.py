@@ -16,6 +16,7 @@ from flaxcnn.export import (
     Page,
     Sample,
     export_html,
+    export_keras,
     export_onnx,
     export_safetensors,
     export_stablehlo,
@@ -118,10 +119,19 @@ def write_safetensors(out: Path, trained_run: TrainedRun, args: Any = None) -> s
     export_safetensors(
         out, config.model.name, trained_run.variables, layout, image_shape=shape, **arguments
     )
-    said = f"{layout}'s names of {config.model.name}"
-    if own and layout != "flaxcnn":
-        said += f"; there it needs the same as here: model.kwargs {own}"
-    return said
+    return _describe_names(layout, config.model.name, {} if layout == "flaxcnn" else own)
+
+
+def _write_keras(out: Path, trained_run: TrainedRun, args: argparse.Namespace) -> str:
+    name, (arguments, own) = trained_run.config.model.name, list_arguments(trained_run)
+    shape = trained_run.facts.image_shape
+    export_keras(out, name, trained_run.variables, image_shape=shape, **arguments)
+    return _describe_names("keras", name, own)
+
+
+def _describe_names(layout: str, name: str, own: dict[str, Any]) -> str:
+    said = f"{layout}'s names of {name}"
+    return f"{said}; its model.kwargs, which are needed there too: {own}" if own else said
 
 
 # By suffix: what writes the file, and which options it has.
@@ -130,4 +140,5 @@ WRITERS: dict[str, tuple[Callable[[Path, TrainedRun, argparse.Namespace], str], 
     ".stablehlo": (write_stablehlo, set()),
     ".onnx": (write_onnx, set()),
     ".safetensors": (write_safetensors, {"layout"}),
+    ".h5": (_write_keras, set()),
 }

@@ -155,7 +155,7 @@ def _add_leaving(commands: Any) -> None:
         "out",
         metavar="OUT",
         help="the file: .html (a page that computes the network), .stablehlo (for jax alone), "
-        ".onnx, or .safetensors (the weights)",
+        ".onnx, .safetensors (the weights), or .h5 (the weights, for Keras)",
     )
     command.add_argument("--checkpoint", default="best", choices=("best", "last"))
     command.add_argument(

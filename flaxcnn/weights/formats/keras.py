@@ -6,6 +6,7 @@ As `save_weights` of Keras 1 and 2 writes them, and `model.save("x.h5")` of all.
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _OLD_LEAVES = {
 }
 _LEAVES = "kernel|bias|gamma|beta|moving_mean|moving_variance|depthwise_kernel|pointwise_kernel"
 _LEAF = re.compile(rf"(?:.*_)??({_LEAVES}|{'|'.join(_OLD_LEAVES)})(?:_\d+)?(?::0)?")
+_ORDER = ("depthwise_kernel", "pointwise_kernel", "kernel", "bias")
+_ORDER += ("gamma", "beta", "moving_mean", "moving_variance")
 # Layers that nobody named are numbered through, from where the session was; Keras 1's names.
 _NUMBERED = re.compile(r"(conv2d|convolution2d|batch_?normalization)(?:_(\d+))?")
 _OLD_KINDS = {"convolution2d": "conv2d", "batchnormalization": "batch_normalization"}
@@ -33,12 +36,7 @@ _OLD_KINDS = {"convolution2d": "conv2d", "batchnormalization": "batch_normalizat
 
 def read(path: Path) -> dict[str, Array]:
     """Reads a file's weights. Raises UserError for links, and where h5py is missing."""
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(
-            "Keras' files need h5py, which is not installed: pip install 'flaxcnn[keras]'"
-        ) from None
+    h5py = _import_h5py()
     with h5py.File(path, "r") as file:
         root: Any = _get(file, "model_weights", set()) if "model_weights" in file else file
         if "layers" in file or "_layer_checkpoint_dependencies" in file:
@@ -51,6 +49,35 @@ def read(path: Path) -> dict[str, Array]:
     if not layers:
         raise UserError("it is an HDF5 file, and not one that Keras has written")
     return _name_tensors(layers)
+
+
+def write(path: Path, tensors: Mapping[str, Array]) -> None:
+    """Writes arrays named "layer/leaf" for `model.load_weights(path, by_name=True)` of Keras.
+
+    Raises UserError where h5py is missing.
+    """
+    h5py, layers = _import_h5py(), dict[str, list[str]]()
+    for name in tensors:
+        layers.setdefault(name.rpartition("/")[0], []).append(name)
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = np.array(list(layers), "S")
+        for layer, names in layers.items():
+            group = file.create_group(layer)
+            # Keras takes them by their order.
+            names = sorted(names, key=lambda name: _ORDER.index(name.rpartition("/")[2]))
+            group.attrs["weight_names"] = np.array([f"{name}:0" for name in names], "S")
+            for name in names:
+                group.create_dataset(f"{name}:0", data=tensors[name])
+
+
+def _import_h5py() -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(
+            "Keras' files need h5py, which is not installed: pip install 'flaxcnn[keras]'"
+        ) from None
+    return h5py
 
 
 def _get(group: Any, name: str, seen: set[int]) -> Any:

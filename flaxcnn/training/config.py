@@ -138,6 +138,8 @@ class OptimizerConfig:
     ema_decay: float = 0.0  # 0 keeps no average; evaluation uses the average where there is one
     rates: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # {path pattern: factor}
     layer_decay: float = 1.0  # factor of the rate from each layer to the one before it; 1: none
+    mask_file: str = ""  # bool arrays by parameter (safetensors): where False, the weight stays 0
+    share: bool = False  # weights of a kernel that are equal at the start stay equal
     freeze: str = ""  # regular expression: what it matches stays as it is: "stem|stage[1-3]"
     lookahead: LookaheadConfig = dataclasses.field(default_factory=LookaheadConfig)
 

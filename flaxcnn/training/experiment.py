@@ -43,6 +43,7 @@ from flaxcnn.training.facts import (
 )
 from flaxcnn.training.features import Features
 from flaxcnn.training.freeze import Freeze
+from flaxcnn.training.masks import hold, read_masks
 from flaxcnn.training.momentum import judge_momentum
 from flaxcnn.training.optim import Lookahead, make_lookahead, make_optimizer
 from flaxcnn.training.parts import (
@@ -213,7 +214,13 @@ class Experiment:
             images = self.preprocess(jnp.asarray(images))
             initialize = functools.partial(initialize, images=images)
         shape = self.facts.image_shape
-        return make_run_state(self.config, self.model, self.tx, shape, initialize)
+        state = make_run_state(self.config, self.model, self.tx, shape, initialize)
+        return hold(state, self.read_masks())
+
+    def read_masks(self) -> dict[str, np.ndarray]:
+        """What `optimizer.mask_file` holds, none without it. Raises UserError if it is wrong."""
+        file = self.config.optimizer.mask_file
+        return read_masks(file, self.abstract_state().params) if file else {}
 
     def _take_weights(self, variables: Any) -> Any:
         """The network's first variables with those of `model.weights`; what is new is said."""
@@ -403,6 +410,7 @@ def make_experiment(
     if experiment.source is not None:  # wrong weights are reported before anything is compiled
         theirs = experiment.source.load(experiment.facts.image_shape[2])
         experiment.match_weights(experiment.abstract_state().variables, theirs)
+    experiment.read_masks()
     workdir.write("config", written)
     if dataset.files:
         workdir.write("splits", dict(dataset.files))

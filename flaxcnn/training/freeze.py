@@ -118,6 +118,11 @@ def select(tree: Mapping[str, Any], keep: Callable[[str], bool], prefix: str = "
     return kept
 
 
+def select_kernels(params: Mapping[str, Any]) -> Any:
+    """The leaves that are called `kernel`."""
+    return select(params, lambda path: path.rpartition("/")[2] == "kernel")
+
+
 def overlay(tree: Any, part: Any) -> Any:
     """`tree` with the leaves of `part`, some of it or all, in their places."""
     if not isinstance(part, Mapping):

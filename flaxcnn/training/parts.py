@@ -108,6 +108,8 @@ def make_run_state(
         ema=optimizer.ema_decay > 0,
         lookahead=optimizer.lookahead.every > 0,
         freeze=make_freeze(config),
+        masked=bool(optimizer.mask_file),
+        shared=optimizer.share,
         initialize=initialize,
     )
 

@@ -14,7 +14,7 @@ from flax import struct
 
 from flaxcnn.errors import UserError
 from flaxcnn.models import init
-from flaxcnn.training.freeze import NOTHING_HELD, Freeze, overlay
+from flaxcnn.training.freeze import NOTHING_HELD, Freeze, overlay, select_kernels
 
 
 class TrainState(struct.PyTreeNode):
@@ -23,7 +23,8 @@ class TrainState(struct.PyTreeNode):
     `key` is a typed root key that is never advanced: step s draws from `fold_in(key, s)`, so what
     it sees does not depend on where the run was started. `ema` is the exponential moving average
     of `params`, or None; `slow` is lookahead's copy of (`params`, `batch_stats`), or None. Frozen
-    parameters are in `params` alone.
+    parameters are in `params` alone. `mask` (bool) and `leaders` (int32, of kernels) are what
+    `masks.py` keeps of the trained ones, or None.
     """
 
     step: jax.Array  # int32 [], optimizer updates done
@@ -33,6 +34,8 @@ class TrainState(struct.PyTreeNode):
     ema: Any
     slow: Any
     key: jax.Array
+    mask: Any = None
+    leaders: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -56,9 +59,13 @@ def make_state(
     ema: bool = False,
     lookahead: bool = False,
     freeze: Freeze = NOTHING_HELD,
+    masked: bool = False,
+    shared: bool = False,
     initialize: Callable[[Any], Any] | None = None,
 ) -> TrainState:
     """A run at step 0; `initialize` changes the variables that the network starts with.
+
+    With `masked` and `shared` there is room for what `masks.hold` fills in: nothing is kept yet.
 
     Raises UserError if the network cannot take `image_shape` (H, W, C).
     """
@@ -82,7 +89,13 @@ def make_state(
         ema=copy(trained) if ema else None,
         slow=copy((trained, batch_stats)) if lookahead else None,
         key=root_key,
+        mask=jax.tree.map(lambda p: jnp.ones(p.shape, bool), trained) if masked else None,
+        leaders=jax.tree.map(_lead_themselves, select_kernels(trained)) if shared else None,
     )
+
+
+def _lead_themselves(kernel: jax.Array) -> jax.Array:
+    return jnp.arange(kernel.size, dtype=jnp.int32).reshape(kernel.shape)
 
 
 def hash_tree(tree: Any) -> str:

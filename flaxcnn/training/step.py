@@ -20,6 +20,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Task
 from flaxcnn.training.freeze import NOTHING_HELD, Freeze, overlay
 from flaxcnn.training.loss_scale import LossScaleState
+from flaxcnn.training.masks import keep_equal, keep_zeros, sum_equal
 from flaxcnn.training.optim import Lookahead
 from flaxcnn.training.state import TrainState
 
@@ -49,7 +50,8 @@ class TrainStep:
     minimised is the mean of its losses. `lr_scale` multiplies the update.
 
     Where `tx` is of `scale_loss`, an update that it skips leaves batch statistics and averages as
-    they are; "skipped_steps" of the metrics is 1 then and the others are 0.
+    they are; "skipped_steps" of the metrics is 1 then and the others are 0. What a state has in
+    `mask` and `leaders` it keeps at zero, and equal.
 
     Attributes:
       augment: what happens to images, and to targets with them, before all this.
@@ -85,6 +87,7 @@ class TrainStep:
                 (grads, batch_stats, metrics), self.axis_name
             )
         batch_stats = overlay(state.batch_stats, batch_stats)
+        grads = keep_zeros(state.mask, sum_equal(state.leaders, grads))
         updates, opt_state = self.tx.update(grads, state.opt_state, trained)
         skipped = None
         if isinstance(opt_state, LossScaleState):
@@ -95,6 +98,7 @@ class TrainStep:
             metrics["skipped_steps"] = skipped.astype(jnp.float32)
         updates = jax.tree.map(lambda u: u * lr_scale, updates)
         trained = optax.apply_updates(trained, updates)
+        trained = keep_zeros(state.mask, keep_equal(state.leaders, trained))
         slow, ema = state.slow, state.ema
         if self.lookahead is not None:
             now = (trained, batch_stats)

@@ -170,7 +170,10 @@ def absolute(config: Config) -> Config:
     data = dataclasses.replace(config.data, source=absolute_source(config.data.source))
     weights = absolute_weights(config.model.weights)
     model = dataclasses.replace(config.model, weights=weights)
-    return dataclasses.replace(config, data=data, model=model)
+    mask = config.optimizer.mask_file
+    mask = str(Path(mask).expanduser().absolute()) if mask else ""
+    optimizer = dataclasses.replace(config.optimizer, mask_file=mask)
+    return dataclasses.replace(config, data=data, model=model, optimizer=optimizer)
 
 
 def replace(source: Path, target: Path) -> None:

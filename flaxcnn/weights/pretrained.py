@@ -17,7 +17,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.models._registry import ALIASES, create_model, variant
 from flaxcnn.weights import catalogue, hub
 from flaxcnn.weights.convert import convert, count_classes, trace_shapes
-from flaxcnn.weights.formats import read_tensors
+from flaxcnn.weights.formats import read_config, read_tensors
 from flaxcnn.weights.labels import class_names
 from flaxcnn.weights.layouts import find_layout
 from flaxcnn.weights.origins import (
@@ -85,8 +85,8 @@ def from_pretrained(
       and Keras; with `model_name` the tag alone;
     - "hf://user/repo" or "hf://user/repo@revision": a repository with timm's config.json;
     - "https://...#sha256=...": a file, with `model_name`;
-    - "PATH", "file:PATH" or "file:PATH,layout=torchvision": a file, with `model_name`, or a folder
-      with timm's config.json.
+    - "PATH", "file:PATH" or "file:PATH,layout=torchvision": a file, with `model_name`, a `.fcz` of
+      `flaxcnn compress`, which knows its network, or a folder with timm's config.json.
 
     With a `num_classes` that is not the weights' the head is new, from `key`, which a UserWarning
     says; None keeps the weights' own. With `in_channels` 1 the first kernel is summed over its
@@ -179,6 +179,8 @@ def locate(spec: str, model_name: str = "", **kwargs: Any) -> Located:
             return _locate_folder(Path(path), model_name, kwargs)
         if not Path(path).exists():
             raise UserError(f"{path}: no such file")
+        if config := read_config(path):
+            return dataclasses.replace(_read_repository(config, model_name, path), path=Path(path))
         return _locate_file(Path(path), model_name, layout, path, kwargs)
     return _locate_entry(spec, model_name)
 

@@ -1,4 +1,4 @@
-"""Files of weights, read by their own names: safetensors, PyTorch's, Keras', and 8-bit ones.
+"""Files of weights, read by their own names: safetensors, PyTorch's, Keras', 8-bit ones, .fcz.
 
 Files come from anywhere, so nothing in one is run, what it says of its sizes is checked before
 memory is taken, and what is wrong with it is one line (docs/pretrained.md).
@@ -37,7 +37,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Reads a file of weights: the arrays by the file's own names, as `convert` takes them.
 
     What a file is, its content says: safetensors (also packed by xz), PyTorch's zip archive or
-    older stream (.pth, .pt, .th, .bin), Keras' .h5. Of a checkpoint these are the weights (see
+    older stream (.pth, .pt, .th, .bin), Keras' .h5, `flaxcnn compress`'s .fcz. Of a checkpoint these are the weights (see
     `state_dict.py`), of 8-bit weights with scales their float32 values. Arrays of PyTorch's files
     may be read-only views of the file, which must not be written to while they are in use.
 
@@ -73,6 +73,8 @@ def _read(path: Path) -> Mapping[Any, Any]:
             return _format("safetensors").read_xz(stream, size)
         # Arrays are views of the mapping, which lives as long as they do.
         file = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        if start.startswith(b"FCZ"):
+            return _format("fcz").read(memoryview(file))
         if start[8:9] == b"{":
             return _format("safetensors").read(memoryview(file))
         if start.startswith(b"PK\3\4"):
@@ -84,7 +86,23 @@ def _read(path: Path) -> Mapping[Any, Any]:
             raise UserError(f"it is {kind}")
     if start[257:262] == b"ustar":
         raise UserError("it is a tar archive; of PyTorch 0.1.1, load and save it once with PyTorch")
-    raise UserError("it is no file of weights: they are safetensors, .pth, .pt, .th or .h5")
+    raise UserError("it is no file of weights: they are safetensors, .pth, .pt, .th, .h5, .fcz")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """What a .fcz file says of its network, in the words of `flaxcnn push`; of another file {}.
+
+    Raises UserError in one line that names the file, for a damaged one.
+    """
+    with Path(path).open("rb") as stream:
+        if not stream.read(3) == b"FCZ":
+            return {}
+    try:
+        return _format("fcz").open_file(memoryview(Path(path).read_bytes()))[0].config
+    except UserError as error:
+        raise UserError(_to_line(f"weights: {path}: {error}")) from None
+    except _DAMAGES as error:
+        raise UserError(_to_line(f"weights: {path} is damaged: {error!r}")) from error
 
 
 def _format(name: str) -> Any:

@@ -1,7 +1,6 @@
 """Variables to the bytes of a `.fcz` file; `flaxcnn.weights.formats.fcz` says what is in it."""
 
 import json
-import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -31,10 +30,15 @@ class Symbols(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A file, and how many bytes of it each tensor's codes, tables and codebook take."""
+    """A file, and what takes how many bytes of it.
+
+    `tensors` are those that are coded, with their codes and their codebooks (as if packed alike);
+    `plain` is all others together.
+    """
 
     data: bytes
     tensors: dict[str, int]
+    plain: int
 
 
 def encode(variables: Mapping[str, Any], config: Mapping[str, Any]) -> Encoded:
@@ -78,12 +82,13 @@ def encode(variables: Mapping[str, Any], config: Mapping[str, Any]) -> Encoded:
             *split_planes(_join(streams, np.uint32)),
         )
     ]
-    header = header._replace(sections=tuple(map(len, sections)))
+    sizes = tuple(map(len, sections))
+    header = header._replace(sections=sizes)
     body = [_write_header(header), *sections]
     body += [write_bits(_join(codes, np.int64), _join(bits, np.uint8))]
     data = b"".join(body)
     data = struct.pack("<4sI", fcz.MAGIC, zlib.crc32(data)) + data
-    return Encoded(data, _share_bytes(coded, plain, bits))
+    return Encoded(data, _share_bytes(coded, bits, sum(sizes[1:5])), sum(sizes[5:9]))
 
 
 def find_symbols(tensor: Array) -> Symbols | None:
@@ -164,13 +169,11 @@ def _write_header(header: fcz.Header) -> bytes:
     return struct.pack("<II", len(packed), len(text)) + packed
 
 
-def _share_bytes(
-    coded: Mapping[str, Symbols], plain: Mapping[str, Array], bits: list[Array]
-) -> dict[str, int]:
-    """Bytes of each tensor: of a coded one its codes and its codebook; rounded up."""
-    sizes = {name: 4 * tensor.size for name, tensor in plain.items()}
-    parts = iter(bits)
+def _share_bytes(coded: Mapping[str, Symbols], bits: list[Array], codebooks: int) -> dict[str, int]:
+    """Bytes of each coded tensor: its codes, and its part of the packed codebooks."""
+    parts, values = iter(bits), sum(len(of.codebook) for of in coded.values())
+    sizes = {}
     for name, of in coded.items():
         total = sum(int(next(parts).sum(dtype=np.int64)) for _ in of.sequences)
-        sizes[name] = math.ceil(total / 8) + 4 * of.codebook.size
+        sizes[name] = total // 8 + codebooks * len(of.codebook) // values
     return sizes

@@ -17,7 +17,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.models._registry import ALIASES, create_model, variant
 from flaxcnn.weights import catalogue, hub
 from flaxcnn.weights.convert import convert, count_classes, trace_shapes
-from flaxcnn.weights.formats import read_config, read_tensors
+from flaxcnn.weights.formats import own_config, read_tensors
 from flaxcnn.weights.labels import class_names
 from flaxcnn.weights.layouts import find_layout
 from flaxcnn.weights.origins import (
@@ -179,7 +179,7 @@ def locate(spec: str, model_name: str = "", **kwargs: Any) -> Located:
             return _locate_folder(Path(path), model_name, kwargs)
         if not Path(path).exists():
             raise UserError(f"{path}: no such file")
-        if config := read_config(path):
+        if config := own_config(path):
             return dataclasses.replace(_read_repository(config, model_name, path), path=Path(path))
         return _locate_file(Path(path), model_name, layout, path, kwargs)
     return _locate_entry(spec, model_name)

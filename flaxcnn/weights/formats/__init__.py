@@ -37,9 +37,10 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Reads a file of weights: the arrays by the file's own names, as `convert` takes them.
 
     What a file is, its content says: safetensors (also packed by xz), PyTorch's zip archive or
-    older stream (.pth, .pt, .th, .bin), Keras' .h5, `flaxcnn compress`'s .fcz. Of a checkpoint these are the weights (see
-    `state_dict.py`), of 8-bit weights with scales their float32 values. Arrays of PyTorch's files
-    may be read-only views of the file, which must not be written to while they are in use.
+    older stream (.pth, .pt, .th, .bin), Keras' .h5, the .fcz of `flaxcnn compress`. Of a checkpoint
+    these are the weights (see `state_dict.py`), of 8-bit weights with scales their float32 values.
+    Arrays of PyTorch's files may be read-only views of the file, which must not be written to while
+    they are in use.
 
     Raises UserError in one line that names the file: what it is instead, what is wrong in it, or
     that h5py is not installed, which Keras' files need (`pip install 'flaxcnn[keras]'`).
@@ -89,7 +90,7 @@ def _read(path: Path) -> Mapping[Any, Any]:
     raise UserError("it is no file of weights: they are safetensors, .pth, .pt, .th, .h5, .fcz")
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def own_config(path: str | Path) -> dict[str, Any]:
     """What a .fcz file says of its network, in the words of `flaxcnn push`; of another file {}.
 
     Raises UserError in one line that names the file, for a damaged one.

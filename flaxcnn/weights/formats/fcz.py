@@ -165,7 +165,10 @@ def _read_header(values: dict[str, Any]) -> Header:
 def _check_sizes(header: Header, size: int) -> None:
     """Raises UserError where memory for what the header says would be more than `size` is worth."""
     shapes = [*header.plain.values(), *(of.shape for of in header.coded.values())]
-    if 4 * sum(map(math.prod, shapes)) > MAX_EXPANSION * size or max(map(len, shapes), default=0) > 32:
+    if (
+        4 * sum(map(math.prod, shapes)) > MAX_EXPANSION * size
+        or max(map(len, shapes), default=0) > 32
+    ):
         raise UserError(f"its header says that it unpacks to over {MAX_EXPANSION} times its size")
     if header.plain.keys() & header.coded.keys():
         raise UserError("its header has a name twice")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flaxcnn.study.bootstrap import compare
 from flaxcnn.study.pictures import draw_case_curves
 from flaxcnn.study.study import Run, Study
 from flaxcnn.tasks.figures import format_markdown, save_figure, scale_of
@@ -47,9 +48,14 @@ def write_report(
     curves, pictures = f"{name}_curves.png", f"{name}_cases.png"
     rows = {case: [read_rows(w) for w in found] for case, found in workdirs.items()}
     save_figure(draw_case_curves(rows, task.monitor), folder / curves)
-    drawn = task.draw_cases({case: _load(found) for case, found in workdirs.items()})
+    predicted = {case: _load(found) for case, found in workdirs.items()}
+    drawn = task.draw_cases(predicted)
     if drawn is not None:
         save_figure(drawn, folder / pictures)
+    baseline = next(iter(cases))
+    for case in list(cases)[1:]:
+        difference = compare(task, predicted[baseline], predicted[case])
+        cases[case] |= {"difference": difference} if difference else {}
     environment = read_sessions(first)[-1]
     content = {"command": command, "quick": quick, "cases": cases, "environment": environment}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -59,6 +65,7 @@ def write_report(
         _describe_quick(study) if quick else "",
         rest.strip(),
         format_table(cases, task.monitor),
+        format_differences(cases),
         f"![Training loss and validation {task.monitor.name} by epoch]({curves})",
         "Lines are means over seeds, bands reach from the lowest to the highest seed.",
         task.format_cases(cases),
@@ -133,6 +140,27 @@ def format_table(cases: Mapping[str, Case], metric: Metric) -> str:
         row += [f"{case['images_per_epoch']:,}", "-" if seconds is None else f"{seconds:.1f}"]
         rows.append([*row, f"{case['parameters']:,}"])
     return format_markdown(columns, rows)
+
+
+def format_differences(cases: Mapping[str, Case]) -> str:
+    """How each case differs from the first, as Markdown; "" where their examples differ."""
+    found = {name: case["difference"] for name, case in cases.items() if "difference" in case}
+    if not found:
+        return ""
+    baseline, of = next(iter(cases)), next(iter(found.values()))["of"]
+    scale, digits = (100, 2) if of == "accuracy" else (1, 4)
+    rows = [
+        [name, *(f"{scale * difference[key]:+.{digits}f}" for key in ("mean", "low", "high"))]
+        for name, difference in found.items()
+    ]
+    unit = " (percentage points)" if of == "accuracy" else ""
+    table = format_markdown(["case", f"{of}{unit} less that of {baseline}", "from", "to"], rows)
+    seeds = len(cases[baseline]["seeds"])
+    drawn = f"the {seeds} seeds and of " if seeds > 1 else ""
+    return (
+        f"{table}\n\nFrom, to: 95 % interval by paired bootstrap, of {drawn}the examples. One that "
+        f"holds 0 shows no difference{'; few seeds make it too narrow' if 1 < seeds < 10 else ''}."
+    )
 
 
 def _load(workdirs: Sequence[Workdir]) -> list[dict[str, np.ndarray]]:

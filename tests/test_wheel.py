@@ -52,8 +52,8 @@ config = Config(
 )
 
 
-def show(row: dict[str, float]) -> None:
-    print(row["epoch"], row["accuracy"])
+def show(step: int, row: dict[str, float]) -> bool:
+    return step > 100 and row["accuracy"] < 0.5
 
 
 result: dict[str, Any] | None

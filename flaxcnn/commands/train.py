@@ -3,6 +3,7 @@
 The flags are ml_collections', whose names depend on the config; the other commands use argparse.
 """
 
+import argparse
 import re
 import shlex
 import textwrap
@@ -32,19 +33,24 @@ def train(arguments: Sequence[str]) -> int:
         print(_help())
         return DONE
     kept = [argument for argument in arguments if argument != NO_REPORT]
+    processes, own = _processes_parser().parse_known_args(kept)
     try:
-        config, workdir, added = parse(kept)
+        config, workdir, added = parse(own)
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     # After the flags: a wrong one is reported at once.
     from flaxcnn.commands.report import report_trained
+    from flaxcnn.training import sharding
     from flaxcnn.training.extend import extend
     from flaxcnn.training.loop import run
 
-    if added is not None:
-        extend(config, workdir, added)
-    with StopSignal() as signals:
+    sharding.join(processes.coordinator, processes.num_processes, processes.process_id)
+    with StopSignal() as signals, sharding.leaving():
+        if added is not None:
+            sharding.on_first(lambda: extend(config, workdir, added))
         result = run(config, workdir, started=started)
+    if not sharding.is_first():
+        return signals.status if result is None else DONE
     if result is None and config.run.budget:
         command = shlex.join(["flaxcnn", "train", *arguments])
         print(
@@ -54,6 +60,15 @@ def train(arguments: Sequence[str]) -> int:
     if result is not None and kept == list(arguments):
         report_trained(workdir)
     return signals.status if result is None else DONE
+
+
+def _processes_parser() -> argparse.ArgumentParser:
+    """The flags of one of several processes, which are no part of the run."""
+    parser = argparse.ArgumentParser("flaxcnn train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--coordinator", default="")
+    parser.add_argument("--num-processes", type=int)
+    parser.add_argument("--process-id", type=int)
+    return parser
 
 
 def _help() -> str:
@@ -70,6 +85,8 @@ Trains a network. The same command again resumes the run in the workdir, to the 
   --budget TIME    "90s", "80m" or "11h": saves and ends (status 75) before it is over (run.budget)
   --no-report      leaves out the page that the run is described on at its end (report.html)
   --extend N       N more epochs for a run that is finished, at its final learning rate
+  --coordinator HOST:PORT --num-processes N --process-id I
+                   one of N processes of one run (docs/multi_host.md); not needed under srun, mpirun
   --config.FIELD=VALUE
                    another value of a field; --config.optimizer.kwargs.b2=0.95 adds a setting
 

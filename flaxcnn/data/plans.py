@@ -119,4 +119,30 @@ class EvalPlan:
         return (self._positions(call) < self.num_examples).astype(np.float32)
 
 
-Plan = TrainPlan | EvalPlan
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One process's part of a plan: the `part`-th of `parts` equal pieces of each batch.
+
+    All parts side by side are the plan: no example is left out, none is loaded twice.
+    """
+
+    plan: TrainPlan | EvalPlan
+    part: int
+    parts: int
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, call: int) -> np.ndarray:
+        return self._piece(self.plan[call])
+
+    def mask(self, call: int) -> np.ndarray:
+        """See `EvalPlan.mask`."""
+        assert isinstance(self.plan, EvalPlan)
+        return self._piece(self.plan.mask(call))
+
+    def _piece(self, batches: np.ndarray) -> np.ndarray:
+        return np.split(batches, self.parts, axis=1)[self.part]
+
+
+Plan = TrainPlan | EvalPlan | Share

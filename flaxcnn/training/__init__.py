@@ -45,20 +45,23 @@ def train(
     config: Config | str | Path,
     workdir: str | Path,
     *,
-    on_validation: Callable[[dict[str, float]], object] | None = None,
+    on_validation: Callable[[int, dict[str, float]], object] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any] | None:
     """Trains a network in the folder `workdir`, from where the run in it stopped.
 
     For notebooks, threads and schedulers of jobs: it sets no option of JAX, and answers SIGTERM
-    and Ctrl-C (by saving and returning) only where it is called in the main thread.
+    and Ctrl-C (by saving and returning) only where it is called in the main thread. Where
+    `jax.distributed` is initialised every process calls it, with the same arguments, and gets the
+    same result; the first writes and prints (docs/multi_host.md).
 
     Args:
       config: what to train: a `Config`, or the name or file of one ("digits", "my.py").
       workdir: the folder of the run; made where it is missing.
-      on_validation: called after each epoch, once it is saved, with the epoch's figures: step,
-        epoch, and the metrics of the validation split (of classification accuracy and loss). What
-        it raises ends the run, which can be resumed. Never called without a validation split.
+      on_validation: called after each epoch, once it is saved, as `on_validation(step, figures)`:
+        the epoch's figures are step, epoch, and the metrics of the validation split (of
+        classification accuracy and loss). True ends the run, as `stop` does; so does what it
+        raises, which is raised here. Never called without a validation split.
       stop: asked after each call of a few steps: True saves the run and ends it.
 
     Returns:

@@ -11,6 +11,7 @@ Who only reads opens `SavedCheckpoints`, which changes nothing, beside a run tha
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import math
@@ -25,13 +26,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
+from orbax.checkpoint import checkpoint_manager
 from orbax.checkpoint import v1 as ocp
 
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.task import Metric
+from flaxcnn.training.sharding import count_processes
 from flaxcnn.training.state import TrainState, hash_layout, hash_tree
 
 _SPACE_FOR_METADATA = 2**18  # bytes, of a checkpoint beside its arrays
@@ -107,7 +111,7 @@ class SavedCheckpoints:
         # NumPy arrays as the target: what is read need not fit the devices it was saved from.
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract)
         path = str(self._opened / str(step))
-        with _damage_named(step):
+        with _damage_named(step), _alone():
             metadata: Any = ocp.metadata(path, "state").custom_metadata
             # Every version wrote the first; orbax gives {} where the file is lost.
             sha256, layout = metadata["sha256"], metadata.get("layout")
@@ -116,7 +120,7 @@ class SavedCheckpoints:
                 f"checkpoint {step} was written by another version of flaxcnn or of optax, whose "
                 "training state has other parts; that version can read it"
             )
-        with _damage_named(step):
+        with _damage_named(step), _alone():
             state: Any = ocp.load(path, target, checkpointable_name="state")
             if hash_tree(state) != sha256:
                 raise ValueError("its SHA-256 is not the one it was saved with")
@@ -124,7 +128,7 @@ class SavedCheckpoints:
 
     def read_hash(self, step: int) -> str:
         """The SHA-256 that the state was saved with at `step`; what was saved is not compared."""
-        with _damage_named(step):
+        with _damage_named(step), _alone():
             metadata: Any = ocp.metadata(str(self._opened / str(step)), "state").custom_metadata
             return metadata["sha256"]
 
@@ -179,12 +183,13 @@ class Checkpoints(SavedCheckpoints):
         self._keep_last, self._keep_best, self._keep_every = keep_last, keep_best, keep_every
         self._on_saved = on_saved
         self.longest_save = 0.0  # seconds, of those that have been written
-        self._checkpointer = ocp.training.Checkpointer(
-            str(self._opened),
-            preservation_policy=self,
-            cleanup_tmp_directories=True,
-            lightweight_initialize=True,  # else damaged metrics of one step refuse all of them
-        )
+        with _alone(), _folder_is_there():
+            self._checkpointer = ocp.training.Checkpointer(
+                str(self._opened),
+                preservation_policy=self,
+                cleanup_tmp_directories=True,
+                lightweight_initialize=True,  # else damaged metrics of one step refuse all of them
+            )
         self._executor = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -291,6 +296,29 @@ def _damage_named(step: int) -> Iterator[None]:
     except Exception as error:  # whatever orbax and tensorstore raise on damaged files
         reason = str(error).strip().split("\n")[0][:200]
         raise _DamagedError(f"checkpoint {step} is damaged: {reason}") from error
+
+
+def _alone() -> Any:
+    """What makes orbax wait for no other process: the first has all of the state, and writes it.
+
+    By default it waits by a collective of the devices, which must not run beside a step.
+    """
+    if count_processes() == 1:
+        return contextlib.nullcontext()
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    return ocp.Context(multiprocessing_options=options)
+
+
+def _folder_is_there() -> Any:
+    """What makes orbax's manager not create its folder, which it refuses to do for one process.
+
+    Version 1 hands on all options of the manager but this one.
+    """
+    if count_processes() == 1:
+        return contextlib.nullcontext()
+    options = functools.partial(checkpoint_manager.CheckpointManagerOptions, create=False)
+    return mock.patch.object(checkpoint_manager, "CheckpointManagerOptions", options)
 
 
 def _without_typed_keys(state: TrainState) -> TrainState:

@@ -158,6 +158,7 @@ class RunConfig:
     workers: int = 2  # processes that load images for the streaming feeder; 0: none
     mirror: str = ""  # folder, gs://... or hf://... to which each checkpoint is copied; "": none
     budget: str = ""  # "90s", "80m" or "11h", within which the run saves and ends; "": no end
+    sinks: tuple[str, ...] = ()  # trackers that metrics go to, too: "wandb:PROJECT", "mlflow:NAME"
 
 
 @dataclasses.dataclass

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from flaxcnn.data.augment import read_policy, read_views
@@ -25,6 +26,7 @@ _CHOICES = {
     "precision": ("float32", "bfloat16", "float16"),
     "parallel": ("jit", "pmap"),
 }
+_SINKS = ("wandb", "mlflow", "trackio")  # files of training/sinks
 _AT_LEAST = {
     "epochs": 1,
     "steps_per_call": 0,
@@ -68,6 +70,7 @@ def validate(config: Config) -> None:
     if config.monitor not in ("", own, "loss"):
         raise UserError(f"monitor must be {own} or loss, got {config.monitor!r}")
     parse_budget(config.run.budget)
+    _check_sinks(config.run.sinks)
     compile_pattern(config.optimizer.freeze)
     if not 0 <= config.optimizer.ema_decay < 1:
         raise UserError(f"optimizer.ema_decay must be in [0, 1), got {config.optimizer.ema_decay}")
@@ -154,6 +157,16 @@ def _check_imbalance(balance: BalanceConfig, loss: LossConfig) -> None:
         raise UserError(f"loss.effective_beta must be in [0, 1), got {loss.effective_beta}")
 
 
+def _check_sinks(names: Sequence[str]) -> None:
+    for name in names:
+        kind, _, place = name.partition(":")
+        if kind not in _SINKS or not place:
+            known = ", ".join(f"{kind}:NAME" for kind in _SINKS)
+            raise UserError(f"run.sinks must hold any of {known}, got {name!r}")
+    if len(set(names)) < len(names):
+        raise UserError(f"run.sinks names a tracker twice: {', '.join(names)}")
+
+
 def _check_types(config: Any, default: Any, prefix: str) -> None:
     """Each leaf has its default's type, and no field is invented."""
     unknown = set(vars(config)) - {field.name for field in dataclasses.fields(default)}
@@ -175,7 +188,7 @@ def _check_types(config: Any, default: Any, prefix: str) -> None:
         elif name in ("data.augment", "data.views", "stages"):
             continue  # `read_policy`, `read_views` and `read_stages` know them better
         elif isinstance(value, tuple):
-            names = name == "data.augment_classes"
+            names = name in ("data.augment_classes", "run.sinks")
             if not all(isinstance(v, str if names else int | float) for v in value):
                 kind = "names" if names else "numbers"
                 raise UserError(f"{name} must hold {kind} only, got {value!r}")

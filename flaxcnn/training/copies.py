@@ -27,7 +27,10 @@ from flaxcnn.training.workdir import Workdir
 CHECKPOINT = "checkpoint/"
 MANIFEST = "manifest.json"
 _RUN = ("config.json", "splits.json", "environment.json", "metrics.jsonl", "run.json")
-_BESIDE = ("confusions.jsonl",)  # rows beyond a copy's step are dropped by who resumes from it
+_BESIDE = (
+    "confusions.jsonl",
+    "sinks.json",
+)  # rows beyond a copy's step are dropped by who resumes from it
 _NAME = re.compile(r"(result-)?\d{1,18}", re.ASCII)  # of a copy
 _PIECE = 2**22  # bytes
 

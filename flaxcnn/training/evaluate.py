@@ -69,8 +69,9 @@ class Evaluator:
     def __call__(self, variables: Any) -> Evaluation:
         """Measures the whole split; sums are exact, or in float64."""
         kept, added = [], []
-        for index, items in enumerate(self._feeder.feed(self._plan)):
-            items = self._parallel.split((items, self._plan.mask(index)))
+        share: Any = self._parallel.share(self._plan)
+        for index, items in enumerate(self._feeder.feed(share)):
+            items = self._parallel.split((items, share.mask(index)))
             metrics, arrays, sums = self._call(variables, self._arrays, items)
             kept.append(jax.device_get((metrics, arrays)))
             added.append(jax.tree.map(lambda x: np.sum(x, 0, np.float64), jax.device_get(sums)))

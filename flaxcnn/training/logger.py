@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm.auto import tqdm
 
 from flaxcnn.data.plans import TrainPlan
+from flaxcnn.training.sinks import Sinks
 from flaxcnn.training.workdir import Workdir, replace
 
 Row = dict[str, Any]
@@ -71,8 +72,10 @@ class Logger:
     file reads as if the run had never been interrupted.
     """
 
-    def __init__(self, workdir: Workdir, plan: TrainPlan, first_step: int, figure: str):
-        """`figure` is the metric that is shown beside the loss."""
+    def __init__(
+        self, workdir: Workdir, plan: TrainPlan, first_step: int, figure: str, sinks: Sinks
+    ):
+        """`figure` is the metric that is shown beside the loss; rows go to `sinks`, too."""
         rows = (
             [row for row in read_rows(workdir) if row["step"] <= first_step] if first_step else []
         )
@@ -83,7 +86,9 @@ class Logger:
             kept = [row for row in read_confusions(workdir) if first_step >= row["step"] > 0]
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
             replace(temporary, workdir.confusions)
-        self._confusions = workdir.confusions
+        for row in rows:
+            sinks.log(row)  # who was added later, or has failed, lacks some
+        self._confusions, self._sinks = workdir.confusions, sinks
         self._file = open(workdir.metrics, "a")  # noqa: SIM115 (closed by __exit__)
         self._digest, self._lock = hash_rows(rows), threading.Lock()
         self._events = SummaryWriter(str(workdir.path / "tensorboard"), purge_step=first_step + 1)
@@ -197,6 +202,7 @@ class Logger:
         line = json.dumps(row) + "\n"
         self._append(line)
         self._digest.update(line.encode())
+        self._sinks.log(row)
         for name, value in row.items():
             if name not in ("step", "epoch", "split") and value is not None:
                 self._events.add_scalar(f"{row['split']}/{name}", value, row["step"])
@@ -205,6 +211,22 @@ class Logger:
         with self._lock:
             self._file.write(line)
             self._file.flush()
+
+
+class NoLogger(contextlib.nullcontext[Any]):
+    """What processes log other than the first: nothing."""
+
+    def __init__(self):
+        super().__init__(self)
+
+    def _ignore(self, *what: Any) -> None:
+        pass
+
+    log_train = log_epoch = log_confusion = _ignore
+
+    def log_state(self, step: int) -> Callable[[str], None]:
+        """See `Logger`."""
+        return self._ignore
 
 
 def _of_unfinished_epoch(rows: list[Row], epochs_done: int) -> list[tuple[int, Row]]:

@@ -1,10 +1,12 @@
 """The training loop: starts the run of a config in a folder, or resumes the one there."""
 
 import contextlib
+import dataclasses
 import functools
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 
 from flaxcnn.errors import UserError
 from flaxcnn.memory import keep_freed_memory
+from flaxcnn.tasks.registry import find_task
 from flaxcnn.training.budget import Budget
 from flaxcnn.training.checkpoint import Checkpoints, History
 from flaxcnn.training.config import Config, normalize
@@ -23,17 +26,29 @@ from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.environment import find_warnings
 from flaxcnn.training.evaluate import Evaluator
 from flaxcnn.training.experiment import Experiment, check_stages, make_experiment
-from flaxcnn.training.logger import Logger
+from flaxcnn.training.logger import Logger, NoLogger, read_rows
 from flaxcnn.training.loss_scale import LEAST
 from flaxcnn.training.mirror import Mirror
 from flaxcnn.training.parts import find_monitor
-from flaxcnn.training.report import draw_missing, print_result, print_start, report_run
+from flaxcnn.training.report import CURVES, draw_missing, print_result, print_start, report_run
 from flaxcnn.training.schedules import plateau_scale, should_stop
 from flaxcnn.training.sessions import begin_session
-from flaxcnn.training.stages import find_run, read_stages
+from flaxcnn.training.sharding import (
+    any_process,
+    count_processes,
+    from_first,
+    is_first,
+    on_first,
+    together,
+    tree_from_first,
+)
+from flaxcnn.training.sinks import Sinks
+from flaxcnn.training.stages import Stage, find_run, read_stages
 from flaxcnn.training.state import TrainState, hash_tree
 from flaxcnn.training.stop_signal import StopSignal
 from flaxcnn.training.workdir import Workdir, absolute
+
+OnValidation = Callable[[int, dict[str, float]], object]
 
 
 def run(
@@ -50,6 +65,8 @@ def run(
     folder = Workdir(workdir)
     finished = folder.has("result")
     result = train(config, workdir, stop=stop, started=started)
+    if not is_first():
+        return result
     if result is None:
         print(f"stopped at a saved step; the same command again resumes ({folder.path})")
         return None
@@ -66,7 +83,7 @@ def train(
     config: Config,
     workdir: str | Path,
     *,
-    on_validation: Callable[[dict[str, float]], object] | None = None,
+    on_validation: OnValidation | None = None,
     stop: Callable[[], bool] | None = None,
     started: float | None = None,
 ) -> dict[str, Any] | None:
@@ -81,7 +98,7 @@ def train(
 def _train_stages(
     config: Config,
     folder: Workdir,
-    on_validation: Callable[[dict[str, float]], object] | None,
+    on_validation: OnValidation | None,
     stop: Callable[[], bool] | None,
     started: float | None,
 ) -> dict[str, Any] | None:
@@ -89,37 +106,43 @@ def _train_stages(
 
     The config is written once all stages have been checked: it is not done again.
     """
-    if folder.has("run"):
-        folder.check(config, str(folder.path), "--workdir")
-    stages, opened = read_stages(config), None
-    if folder.has("config"):
-        folder.check(config, str(folder.path), "--workdir")
-    else:
-        opened = check_stages(stages, folder.path)
-        folder.make()
-        folder.write("config", to_dict(absolute(config)))
+    stages = read_stages(config)
+    opened = on_first(lambda: _begin_stages(config, folder, stages))
     started = time.monotonic() if started is None else started
     results: dict[str, Any] = {}
     with StopSignal() as signals:
         for number, stage in enumerate(stages, 1):
-            if signals.requested or (stop is not None and stop()):
+            if any_process(lambda: signals.requested or (stop is not None and stop())):
                 return None
             place = Workdir(folder.path / stage.name)
             if not place.has("result"):
-                print(f"stage {number} of {len(stages)}: {stage.name}", flush=True)
+                _say(f"stage {number} of {len(stages)}: {stage.name}")
             result = _train(stage.config, place, on_validation, stop, started, opened)
             if result is None:
                 return None
             results[stage.name], opened = result, None
     whole = {**results[stages[-1].name], "stages": results}
-    folder.write("result", whole)
+    on_first(lambda: folder.write("result", whole))
     return whole
+
+
+def _begin_stages(config: Config, folder: Workdir, stages: Sequence[Stage]) -> Experiment | None:
+    """What the first stage is made of, if none has begun."""
+    if folder.has("run"):
+        folder.check(config, str(folder.path), "--workdir")
+    if folder.has("config"):
+        folder.check(config, str(folder.path), "--workdir")
+        return None
+    opened = check_stages(stages, folder.path)
+    folder.make()
+    folder.write("config", to_dict(absolute(config)))
+    return opened
 
 
 def _train(
     config: Config,
     folder: Workdir,
-    on_validation: Callable[[dict[str, float]], object] | None,
+    on_validation: OnValidation | None,
     stop: Callable[[], bool] | None,
     started: float | None,
     opened: Experiment | None = None,
@@ -127,38 +150,77 @@ def _train(
     """One run; `opened` as for `make_experiment`."""
     budget = Budget(config.run.budget, started)
     keep_freed_memory()
-    mirror = Mirror(config.run.mirror, folder)
-    with folder.claim(config) as lock, StopSignal() as signals, mirror:
-        mirror.restore(config)
-        if folder.has("result"):
-            draw_missing(config, folder)
-            return folder.read("result")
-        for warning in find_warnings():
-            print(f"WARNING: {warning}", file=sys.stderr)
-        experiment = make_experiment(config, folder, opened)
-        for warning in experiment.warnings():
-            print(f"WARNING: {warning}", file=sys.stderr)
-        print_start(experiment)
-        changes = begin_session(folder)
-        checkpoints = _open_checkpoints(experiment, folder, mirror)
+    with contextlib.ExitStack() as end:
+        if not is_first():  # it has the files that the first process reads, and leaves nothing
+            folder = Workdir(end.enter_context(tempfile.TemporaryDirectory()))
+            own = dataclasses.replace(config.run, mirror="", sinks=())
+            config = dataclasses.replace(config, run=own)
+        mirror = Mirror(config.run.mirror, folder)
+        lock = together(lambda: end.enter_context(folder.claim(config)))
+        signals, mirror = map(end.enter_context, (StopSignal(), mirror))
+        together(lambda: mirror.restore(config))
+        sinks = end.enter_context(Sinks(config.run.sinks, folder, to_dict(config)))
 
-        def stopped(step: int) -> bool:
+        def stopped(step: int, pruned: bool) -> bool:
             lock.check()
             saving = checkpoints.longest_save + mirror.seconds()
             epoch_ended = step % experiment.plan.steps_per_epoch == 0
             spent = budget.is_spent(saving, epoch_ended=epoch_ended)
-            return spent or signals.requested or (stop is not None and stop())
+            return pruned or spent or signals.requested or (stop is not None and stop())
 
+        if from_first(folder.has("result")):
+            if count_processes() == 1:
+                draw_missing(config, folder)
+            _complete(config, sinks, folder)
+            return from_first(folder.read("result") if is_first() else {})
+        experiment = _begin(config, folder, opened)
+        changes = begin_session(folder)
+        checkpoints = _open_checkpoints(experiment, folder, mirror)
         try:
             start = _restore_or_start(experiment, checkpoints, changes)
             budget.begin()
-            state = _advance(experiment, folder, checkpoints, start, stopped, on_validation)
+            figure = experiment.task.monitor.name
+
+            def open_logger() -> Logger | NoLogger:
+                if not is_first():
+                    return NoLogger()
+                return Logger(folder, experiment.plan, start[0], figure, sinks)
+
+            state = _advance(experiment, checkpoints, start, stopped, on_validation, open_logger)
         finally:
             checkpoints.close()
         if state is None:
             return None
         report_run(experiment, folder, state)
-        return folder.read("result")
+        _complete(config, sinks, folder)
+        return from_first(folder.read("result") if is_first() else {})
+
+
+def _begin(config: Config, folder: Workdir, opened: Experiment | None) -> Experiment:
+    """The run's parts; other processes than the first take them as that one has recorded them."""
+    for warning in find_warnings():
+        print(f"WARNING: {warning}", file=sys.stderr)
+    own = on_first(lambda: make_experiment(config, folder, opened))
+    names = ("config", "run", "splits")
+    files = from_first({name: folder.read(name) for name in names if folder.has(name)})
+    if not is_first():
+        for name, content in files.items():
+            folder.write(name, content)
+    experiment = together(lambda: own or make_experiment(config, folder))
+    if is_first():
+        for warning in experiment.warnings():
+            print(f"WARNING: {warning}", file=sys.stderr)
+        print_start(experiment)
+    return experiment
+
+
+def _complete(config: Config, sinks: Sinks, folder: Workdir) -> None:
+    """Sends what a tracker lacks of a finished run."""
+    if config.run.sinks:
+        for row in read_rows(folder):
+            sinks.log(row)
+        pictures = (CURVES, *find_task(config.task.name).pictures)
+        sinks.finish(folder.read("result"), [folder.path / file for file in pictures])
 
 
 def _open_checkpoints(experiment: Experiment, folder: Workdir, mirror: Mirror) -> Checkpoints:
@@ -177,11 +239,11 @@ def _open_checkpoints(experiment: Experiment, folder: Workdir, mirror: Mirror) -
 
 def _advance(
     experiment: Experiment,
-    folder: Workdir,
     checkpoints: Checkpoints,
     start: tuple[int, TrainState, History],
-    stopped: Callable[[int], bool],
-    on_validation: Callable[[dict[str, float]], object] | None,
+    stopped: Callable[[int, bool], bool],
+    on_validation: OnValidation | None,
+    open_logger: Callable[[], Logger | NoLogger],
 ) -> TrainState | None:
     """The final state, or None when asked to stop (the state is then saved)."""
     parallel, plan = experiment.parallel, experiment.plan
@@ -190,28 +252,27 @@ def _advance(
     if step == plan.total_steps or _finished_early(experiment, history):
         return state
     loop = Loop(experiment, history, parallel.replicate(state))
-    print("compiling ...", flush=True)
-    figure = experiment.task.monitor.name
-    with Logger(folder, plan, step, figure) as logger, contextlib.ExitStack() as end:
+    _say("compiling ...")
+    with open_logger() as logger, contextlib.ExitStack() as end:
         end.callback(checkpoints.wait)  # for the hash that the save under way logs
         if step == 0:
             logger.log_state(0)(hash_tree(state))
         for end_of_call in loop.calls(step, logger):
-            saved = end_of_call == step
+            saved, pruned = end_of_call == step, False
             if end_of_call % plan.steps_per_epoch == 0:
                 row = loop.validate(end_of_call)
                 logger.log_confusion(end_of_call, loop.confusion)
                 logger.log_epoch(row)
                 loop.save(checkpoints, logger, end_of_call, validated=True)
                 saved = True
-                if on_validation is not None and row is not None:
-                    on_validation(dict(row))
+                pruned = bool(on_validation and row and on_validation(end_of_call, dict(row)))
                 if _finished_early(experiment, history):
                     break
             elif loop.save_is_due(end_of_call):
                 loop.save(checkpoints, logger, end_of_call, validated=False)
                 saved = True
-            if stopped(end_of_call) and end_of_call < plan.total_steps:
+            asked = any_process(lambda: stopped(end_of_call, pruned))  # noqa: B023 (called at once)
+            if asked and end_of_call < plan.total_steps:
                 if not saved:
                     loop.save(checkpoints, logger, end_of_call, validated=False)
                 return None
@@ -222,19 +283,25 @@ def _restore_or_start(
     experiment: Experiment, checkpoints: Checkpoints, changes: list[str] | None
 ) -> tuple[int, TrainState, History]:
     """Step, state and history; `changes` are those since the session before, if there was one."""
-    restored = checkpoints.restore_latest(experiment.abstract_state())
-    if restored is None:
-        if changes is not None:
-            print("the run was ended before its first checkpoint: it starts again")
-        return 0, experiment.initial_state(), []
-    print(f"resuming from step {restored[0]} of {experiment.plan.total_steps}", flush=True)
-    if changes:
-        print(
-            f"WARNING: since the session before, {'; '.join(changes)}: the bits may differ from "
-            "those of an uninterrupted run",
-            file=sys.stderr,
-        )
-    return restored
+
+    def find() -> tuple[int, TrainState, History]:
+        restored = checkpoints.restore_latest(experiment.abstract_state())
+        if restored is None:
+            if changes is not None:
+                print("the run was ended before its first checkpoint: it starts again")
+            return 0, experiment.initial_state(), []
+        print(f"resuming from step {restored[0]} of {experiment.plan.total_steps}", flush=True)
+        if changes:
+            print(
+                f"WARNING: since the session before, {'; '.join(changes)}: the bits may differ "
+                "from those of an uninterrupted run",
+                file=sys.stderr,
+            )
+        return restored
+
+    step, state, history = on_first(find) or (0, None, [])
+    step, history = from_first((step, history))
+    return step, tree_from_first(state, experiment.abstract_state), history
 
 
 def _finished_early(experiment: Experiment, history: History) -> bool:
@@ -247,6 +314,12 @@ def _finished_early(experiment: Experiment, history: History) -> bool:
         return False
     values = [row[monitor.name] for row in history]
     return should_stop(values, patience, higher_is_better=monitor.best == "max")
+
+
+def _say(text: str) -> None:
+    """Prints it, once for all processes."""
+    if is_first():
+        print(text, flush=True)
 
 
 def lr_scale(config: Config, history: History) -> float:
@@ -273,7 +346,7 @@ class Loop:
         if "validation" in splits:
             self._evaluate = experiment.evaluator(splits["validation"])
 
-    def calls(self, step: int, logger: Logger):
+    def calls(self, step: int, logger: Logger | NoLogger):
         """Runs the plan's calls from `step` on; yields the step that each one ends at.
 
         The items of the next call are loaded while the devices work on this one.
@@ -282,7 +355,7 @@ class Loop:
         arrays = parallel.replicate(self._feeder.arrays)
         first_call = plan.call_at(step)
         with (
-            contextlib.closing(self._feeder.feed(plan, first_call)) as feed,
+            contextlib.closing(self._feeder.feed(parallel.share(plan), first_call)) as feed,
             ThreadPoolExecutor(1) as watch,
         ):
             items = parallel.split(next(feed))
@@ -309,7 +382,7 @@ class Loop:
 
     def _log(
         self,
-        logger: Logger,
+        logger: Logger | NoLogger,
         start: int,
         end: int,
         metrics: dict[str, Any],
@@ -353,9 +426,13 @@ class Loop:
         start = plan.first_step(plan.call_at(step) - 1)
         return every > 0 and step // every > start // every
 
-    def save(self, checkpoints: Checkpoints, logger: Logger, step: int, *, validated: bool) -> None:
+    def save(
+        self, checkpoints: Checkpoints, logger: Logger | NoLogger, step: int, *, validated: bool
+    ) -> None:
         """Saves the state at `step`; `validated` if the history's last row is of this step."""
         state = self.experiment.parallel.unreplicate(self.state)
+        if not is_first():
+            return
         checkpoints.save(
             step,
             state,

@@ -19,6 +19,7 @@ from flaxcnn.training.experiment import Experiment, make_experiment
 from flaxcnn.training.logger import read_rows
 from flaxcnn.training.loss_scale import LossScaleState
 from flaxcnn.training.parts import find_monitor
+from flaxcnn.training.sharding import from_first, gather, is_first, tree_from_first
 from flaxcnn.training.state import TrainState, hash_tree
 from flaxcnn.training.workdir import Workdir
 
@@ -49,6 +50,9 @@ def report_run(experiment: Experiment, workdir: Workdir, state: TrainState) -> N
     counts as finished.
     """
     splits = experiment.dataset.splits
+    replaced = [
+        error for of_process in gather(experiment.dataset.replaced()) for error in of_process
+    ]
     name = next(name for name in ("test", "validation", "train") if name in splits)
     split = splits[name]
     variables = experiment.parallel.replicate(state.variables)
@@ -56,9 +60,10 @@ def report_run(experiment: Experiment, workdir: Workdir, state: TrainState) -> N
     plain = {"without_views": experiment.evaluator(split)(variables).figures} if views else {}
     evaluate = experiment.evaluator(split, views)
     measured, facts = evaluate(variables), experiment.facts
-    _save_examples(experiment, workdir, name, measured)
-    for file in _pictures(experiment.task):
-        _draw(file, experiment, workdir, name)
+    if is_first():
+        _save_examples(experiment, workdir, name, measured)
+        for file in _pictures(experiment.task):
+            _draw(file, experiment, workdir, name)
     best = _measure_best(experiment, workdir, evaluate, int(state.step), measured.figures)
     result = {
         "split": name,
@@ -67,14 +72,15 @@ def report_run(experiment: Experiment, workdir: Workdir, state: TrainState) -> N
         **plain,
         **({"best": best} if best else {}),
         **({"extended": facts.extended} if facts.extended else {}),
-        **({"replaced": replaced} if (replaced := experiment.dataset.replaced()) else {}),
+        **({"replaced": replaced} if replaced else {}),
         "report": measured.report,
         "steps": int(state.step),
         **_describe_scaling(state),
         "parameters": experiment.facts.parameters,
         "params_sha256": hash_tree({"params": state.params, "batch_stats": state.batch_stats}),
     }
-    workdir.write("result", result)
+    if is_first():
+        workdir.write("result", result)
 
 
 def _describe_scaling(state: TrainState) -> dict[str, float]:
@@ -96,16 +102,18 @@ def _measure_best(
 
     `figures` are those of the `last` step.
     """
-    monitor = find_monitor(experiment.config)
+    monitor, restored, step = find_monitor(experiment.config), None, None
     validation = {
         row["step"]: row[monitor.name] for row in read_rows(workdir) if row["split"] == "validation"
     }
     saved = SavedCheckpoints(workdir.checkpoints, monitor)
-    step = saved.best_step()
-    if step != last and step in validation:
+    if is_first() and (step := saved.best_step()) != last and step in validation:
         restored = saved.restore_best(experiment.abstract_state())
         assert restored is not None  # the run has saved at its end
-        step, state, _ = restored
+        step = restored[0]
+    step, validation, other = from_first((step, validation, restored is not None))
+    if other:
+        state = tree_from_first(restored and restored[1], experiment.abstract_state)
         figures = evaluate(experiment.parallel.replicate(state.variables)).figures
     if step not in validation:
         return {}

@@ -16,15 +16,20 @@ def test_a_run_in_a_thread_is_ended_by_its_callbacks_and_resumed(tmp_path):
     config = Config(
         model=ModelConfig("mnist_mlp_512", kwargs={"hidden": (4,)}),
         data=DataConfig("digits", batch_size=256),
-        epochs=3,
+        epochs=4,
     )
     options = dict(jax.config.values)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     rows = []
 
-    def prune(row):
+    def prune(step, row):
+        assert step == row["step"]
         rows.append(row)
         raise RuntimeError("not promising")
+
+    def keep(step, row):
+        rows.append(row)
+        return len(rows) == 3
 
     def train(**callbacks):
         with ThreadPoolExecutor(1) as pool:
@@ -32,10 +37,11 @@ def test_a_run_in_a_thread_is_ended_by_its_callbacks_and_resumed(tmp_path):
 
     with pytest.raises(RuntimeError, match="not promising"):
         train(on_validation=prune)
-    assert train(on_validation=rows.append, stop=lambda: len(rows) == 2) is None
+    assert train(on_validation=keep, stop=lambda: len(rows) == 2) is None
+    assert train(on_validation=keep) is None
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     written = [row for row in map(json.loads, lines) if row.pop("split") == "validation"]
-    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [{k: row[k] for k in rows[0]} for row in written] == rows
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert options == dict(jax.config.values)

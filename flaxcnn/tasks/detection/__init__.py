@@ -1,0 +1,1 @@
+"""Detection: the classes of objects and the boxes around them."""

@@ -5,6 +5,7 @@ fewer of is marked as not valid. Boxes are kept in the order of their scores, of
 one with the lower index first, and the picks are those of `torchvision.ops.nms` on CPU.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -66,7 +67,8 @@ def nms(
     counts = scores > _NONE if valid is None else valid & (scores > _NONE)
     sorted_scores, order = _sort(jnp.where(counts, scores, _NONE), candidates)
     sorted_labels = jnp.zeros_like(order) if labels is None else labels[order].astype(jnp.int32)
-    return _suppress(boxes[order], sorted_labels, sorted_scores, order, iou_threshold, max_outputs)
+    threshold = _round_down(iou_threshold)
+    return _suppress(boxes[order], sorted_labels, sorted_scores, order, threshold, max_outputs)
 
 
 def detect(
@@ -102,8 +104,8 @@ def detect(
         sorted_boxes,
         jnp.zeros_like(labels) if class_agnostic else labels,
         sorted_scores,
-        jnp.arange(len(order), dtype=jnp.int32),
-        iou_threshold,
+        lax.iota(jnp.int32, len(order)),
+        _round_down(iou_threshold),
         max_outputs,
     )
     chosen = jnp.where(kept.valid[:, None], sorted_boxes[kept.indices], 0)
@@ -127,12 +129,13 @@ def _round_down(threshold: float) -> np.float32:
     return np.nextafter(nearest, np.float32(-np.inf)) if float(nearest) > threshold else nearest
 
 
+@functools.partial(jax.jit, static_argnames="max_outputs")
 def _suppress(
     boxes: Array,
     labels: Array,
     scores: Array,
     indices: Array,
-    iou_threshold: float,
+    threshold: np.float32,
     max_outputs: int,
 ) -> Kept:
     """Greedy suppression of sorted candidates, `_BLOCK` at a time, until K are kept.
@@ -140,7 +143,6 @@ def _suppress(
     A block is compared with what is kept of those before, and then decided by itself: steps are
     few, nothing is as large as N x N, and what comes after the K-th box is not looked at.
     """
-    threshold = _round_down(iou_threshold)
     length = len(scores)
     block = min(_BLOCK, length)
     blocks = -(-length // block)

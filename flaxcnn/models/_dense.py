@@ -15,10 +15,10 @@ Array = jax.Array
 
 
 class DenseNetwork(nn.Module, kw_only=True):
-    """The arguments of every network that returns logits for each pixel, float32 [N, H, W, C].
+    """The arguments of every network that says more than what an image shows: of pixels, of boxes.
 
     Attributes:
-      num_classes: C, at least 1.
+      num_classes: at least 1.
       dtype, axis_name, remat: as of `Network`.
     """
 

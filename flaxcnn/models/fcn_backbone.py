@@ -6,16 +6,14 @@ maps that stay large by dilation.
 """
 
 import functools
-import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 from flax import linen as nn
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import Conv, Dropout
-from flaxcnn.models._dense import DenseNetwork, Upsample, crop
+from flaxcnn.models._backbone import BackboneNetwork, by_stride
+from flaxcnn.models._dense import Upsample, crop
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._network import Outputs, make_norm
 from flaxcnn.models._residual import he_normal
@@ -24,43 +22,22 @@ from flaxcnn.models._variant import make_variant
 Array = jax.Array
 
 
-class BackboneNetwork(DenseNetwork, kw_only=True):
+class FCNBackbone(BackboneNetwork, kw_only=True):
     """Attributes of both: what is below the head.
 
     Attributes:
-      backbone: name of a network with stages; its parameters are under `backbone`.
       output_stride: 8 or 16 to keep its maps large, where it can (ResNets, MobileNets).
     """
 
-    backbone: str
     output_stride: int = 32
 
-    @property
-    def classifier(self) -> str:
-        """The network whose weights `adopt` takes."""
-        return self.backbone
-
-    def adopt(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """A classifier's variables, by the names that they have here."""
-        return {kind: {"backbone": tree} for kind, tree in variables.items()}
-
-    def run_backbone(self, images: Array, *, train: bool) -> tuple[Array, ...]:
-        """The maps of all its stages."""
-        from flaxcnn.models._registry import create_model  # which imports this file
-
+    def run_stages(self, images: Array, *, train: bool) -> tuple[Array, ...]:
+        """The maps of all the backbone's stages."""
         dilation = {} if self.output_stride == 32 else {"output_stride": self.output_stride}
-        network: Any = create_model(
-            self.backbone,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            remat=self.remat,
-            features_only=True,
-            **dilation,
-        )
-        return network.clone(parent=self, name="backbone")(images, train=train)
+        return self.run_backbone(images, train=train, **dilation)
 
 
-class SkipFCN(BackboneNetwork):
+class SkipFCN(FCNBackbone):
     """FCN-32s, 16s or 8s: [N, H, W, C] -> float32 logits for each pixel, [N, H, W, num_classes].
 
     The last maps of each stride from 32 (or `output_stride`) down to `stride` are scored by 1x1
@@ -79,8 +56,8 @@ class SkipFCN(BackboneNetwork):
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         """Maps images [N, H, W, C] to float32 logits [N, H, W, num_classes]."""
-        maps = self.run_backbone(images, train=train)
-        strides = {2 ** round(math.log2(images.shape[1] / x.shape[1])): x for x in maps}
+        maps = self.run_stages(images, train=train)
+        strides = by_stride(images, maps)
         if self.stride not in strides:
             known = ", ".join(map(str, strides))
             raise UserError(f"stride is {self.stride}: {self.backbone} has maps of stride {known}")
@@ -103,7 +80,7 @@ class SkipFCN(BackboneNetwork):
         return crop(Upsample(factor, self.learned, name=name)(x), factor // 2, like)
 
 
-class DilatedFCN(BackboneNetwork):
+class DilatedFCN(FCNBackbone):
     """torchvision's FCN: [N, H, W, C] -> float32 logits for each pixel, [N, H, W, num_classes].
 
     A 3x3 convolution to a quarter of the channels, BatchNorm, dropout and a 1x1 on the last maps,
@@ -121,7 +98,7 @@ class DilatedFCN(BackboneNetwork):
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array | Outputs:
         """Maps images [N, H, W, C] to float32 logits [N, H, W, num_classes], or to `Outputs`."""
-        *_, before, last = self.run_backbone(images, train=train)
+        *_, before, last = self.run_stages(images, train=train)
         logits = self._score(last, images, "head", train)
         if not self.auxiliary or not (train or self.is_initializing()):
             return logits

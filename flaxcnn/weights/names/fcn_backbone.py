@@ -1,12 +1,12 @@
 """torchvision's `fcn_resnet50` and `fcn_resnet101`."""
 
 from flaxcnn.errors import UserError
-from flaxcnn.models.fcn_backbone import BackboneNetwork, DilatedFCN
+from flaxcnn.models.fcn_backbone import DilatedFCN, FCNBackbone
 from flaxcnn.weights.names import resnet
 from flaxcnn.weights.rules import Rule
 
 
-def torchvision(network: BackboneNetwork) -> list[Rule]:
+def torchvision(network: FCNBackbone) -> list[Rule]:
     """Names of torchvision. Raises UserError for heads and backbones that it has not."""
     if not isinstance(network, DilatedFCN) or not network.backbone.startswith("resnet"):
         name = type(network).__name__

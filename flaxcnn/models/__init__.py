@@ -38,7 +38,12 @@ from flaxcnn.models.resnet_v2 import ResNetV2 as ResNetV2
 from flaxcnn.models.senet import SENet as SENet
 from flaxcnn.models.small_cnn import SmallCNN as SmallCNN
 from flaxcnn.models.squeezenet import SqueezeNet as SqueezeNet
+from flaxcnn.models.ssd import SSD as SSD
 from flaxcnn.models.unet import UNet as UNet
 from flaxcnn.models.vgg import VGG as VGG
 from flaxcnn.models.xception import Xception as Xception
+from flaxcnn.models.yolo_v1 import YOLOv1 as YOLOv1
+from flaxcnn.models.yolo_v2 import YOLOv2 as YOLOv2
+from flaxcnn.models.yolo_v3 import YOLOv3 as YOLOv3
+from flaxcnn.models.yolo_v3 import YOLOv3Tiny as YOLOv3Tiny
 from flaxcnn.models.zfnet import ZFNet as ZFNet

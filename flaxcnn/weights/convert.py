@@ -91,10 +91,10 @@ def convert(
     """Turns another library's weights into variables of the named network.
 
     `tensors` are arrays by the other library's names, `layout` is "torchvision", "timm", "keras",
-    "caffe" or "tflite" (`find_layout`), or "flaxcnn", which every network has: our own paths, as
-    "params/stem/kernel". `kwargs` go to `create_model`; `input_shape` is that of an image, (height,
-    width, channels), where the weights are for another than the network's own. Returns
-    {"params": ..., "batch_stats": ...} of float32 arrays.
+    "caffe", "tflite" or "darknet" (`find_layout`), or "flaxcnn", which every network has: our own
+    paths, as "params/stem/kernel". `kwargs` go to `create_model`; `input_shape` is that of an
+    image, (height, width, channels), where the weights are for another than the network's own.
+    Returns {"params": ..., "batch_stats": ...} of float32 arrays.
 
     Arrays may be NumPy's, JAX's or PyTorch's, in half precision too, `tensors` a whole checkpoint
     ({"state_dict": ..., "epoch": 90}), and all its names prefixed, by "module." for one (see
@@ -316,10 +316,12 @@ def _find_other_head(
         sizes = list(zip(sources[path].their_shape, larger[path].their_shape, theirs, strict=True))
         if any(a == b != c for a, b, c in sizes):
             return set(), 0
-        counts |= {c for a, b, c in sizes if a != b}
-    if len(counts) != 1 or counts == {model.num_classes}:
+        # Of anchors, each has its classes.
+        counts |= {model.num_classes + (c - a) / (b - a) for a, b, c in sizes if a != b}
+    classes = counts.pop() if len(counts) == 1 else 0
+    if classes == model.num_classes or classes < 1 or classes % 1:
         return set(), 0
-    return head, counts.pop()
+    return head, int(classes)
 
 
 def _sort_others(

@@ -145,6 +145,18 @@ CONVENTIONS = {
         norm_leaves={"scale": "weight", "bias": "bias", "mean": "mean", "var": "var"},
         kernels={4: OIHW, 2: TRANSPOSED},
     ),
+    # Darknet's files have no names: convolutions are numbered (`formats/darknet.py`).
+    "darknet": Convention(
+        separator=".",
+        leaves={"kernel": "weights", "bias": "biases"},
+        norm_leaves={
+            "scale": "scales",
+            "bias": "biases",
+            "mean": "rolling_mean",
+            "var": "rolling_variance",
+        },
+        kernels={4: OIHW},
+    ),
     # TF-slim's names of layers, with .weight and .bias, BatchNorm folded into them.
     "tflite": Convention(
         separator=".",

@@ -1,4 +1,4 @@
-"""Files of weights, read by their own names: safetensors, PyTorch's, Keras', 8-bit ones, .fcz.
+"""Files of weights by their own names: safetensors, PyTorch, Keras, Darknet, 8-bit ones, .fcz.
 
 Files come from anywhere, so nothing in one is run, what it says of its sizes is checked before
 memory is taken, and what is wrong with it is one line (docs/pretrained.md).
@@ -37,10 +37,11 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Reads a file of weights: the arrays by the file's own names, as `convert` takes them.
 
     What a file is, its content says: safetensors (also packed by xz), PyTorch's zip archive or
-    older stream (.pth, .pt, .th, .bin), Keras' .h5, the .fcz of `flaxcnn compress`. Of a checkpoint
-    these are the weights (see `state_dict.py`), of 8-bit weights with scales their float32 values.
-    Arrays of PyTorch's files may be read-only views of the file, which must not be written to while
-    they are in use.
+    older stream (.pth, .pt, .th, .bin), Keras' .h5, the .fcz of `flaxcnn compress`; and Darknet's
+    its name, .weights, with the .cfg of the same name beside it. Of a checkpoint these are the
+    weights (see `state_dict.py`), of 8-bit weights with scales their float32 values. Arrays of
+    PyTorch's and Darknet's files may be read-only views of the file, which must not be written to
+    while they are in use.
 
     Raises UserError in one line that names the file: what it is instead, what is wrong in it, or
     that h5py is not installed, which Keras' files need (`pip install 'flaxcnn[keras]'`).
@@ -65,6 +66,8 @@ def _read(path: Path) -> Mapping[Any, Any]:
     size = path.stat().st_size
     if not size:
         raise UserError("it is empty")
+    if path.suffix == ".weights":
+        return _format("darknet").read(path)
     with path.open("rb") as stream:
         start = stream.read(512)
         stream.seek(0)
@@ -87,7 +90,9 @@ def _read(path: Path) -> Mapping[Any, Any]:
             raise UserError(f"it is {kind}")
     if start[257:262] == b"ustar":
         raise UserError("it is a tar archive; of PyTorch 0.1.1, load and save it once with PyTorch")
-    raise UserError("it is no file of weights: they are safetensors, .pth, .pt, .th, .h5, .fcz")
+    raise UserError(
+        "it is no file of weights: they are safetensors, .pth, .pt, .th, .h5, .fcz or .weights"
+    )
 
 
 def own_config(path: str | Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Darknet-53."""
+"""Darknet-19 and Darknet-53."""
 
 from flaxcnn.errors import UserError
 from flaxcnn.models.darknet import Darknet19, Darknet53
+from flaxcnn.weights.names._order import darknet
 from flaxcnn.weights.rules import Rule
 
 
@@ -17,4 +18,4 @@ def timm(network: Darknet19 | Darknet53) -> list[Rule]:
     ]
 
 
-LAYOUTS = {"timm": timm}
+LAYOUTS = {"timm": timm, "darknet": darknet}

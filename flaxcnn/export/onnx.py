@@ -146,8 +146,8 @@ def _bind(equation: Any, inputs: list[Any]) -> list[Any]:
         value = _compute(equation, bind, values)[0]
         return [Spread(value, shape) if len(late) == len(inputs) else value]
     inputs = [_whole(x) for x in inputs]
-    if name in _POOLS:
-        return [_POOLS[name](*inputs, **params)]
+    if name in _REPLACED and any(isinstance(x, Tracer) for x in inputs):
+        return [_REPLACED[name](*inputs, **params)]
     return _compute(equation, bind, inputs)
 
 
@@ -178,7 +178,7 @@ def _spread(x: Any, shape: tuple[Any, ...], axes: Sequence[int]) -> Spread:
     if tuple(sizes) != np.shape(x):
         now = not isinstance(x, Tracer)
         with jax.ensure_compile_time_eval() if now else contextlib.nullcontext():
-            x = lax.broadcast_in_dim(x, tuple(sizes), tuple(axes))
+            x = lax.reshape(x, tuple(sizes))
     return Spread(x, tuple(shape))
 
 
@@ -200,14 +200,27 @@ def _pool(name: str, border: float, x: Any, *, window_dimensions: Any, window_st
     ):
         raise NotImplementedError(f"a window of {window} over {x.ndim} axes")
     if any(map(any, padding)):
-        edges = [(*pair, 0) for pair in padding]
-        x = lax.pad(x, jnp.asarray(border, x.dtype), edges)
+        x = _pad(x, border, padding_config=[(*pair, 0) for pair in padding])
     # Looked up by name: the converter has put its own in there.
     pooled = getattr(nn, name)(x, window_shape=window[1:-1], strides=strides[1:-1], padding="VALID")
     return pooled if name == "max_pool" else pooled * float(math.prod(window))
 
 
-_POOLS: dict[str, Callable[..., Any]] = {
+def _pad(x: Any, border: Any, *, padding_config: Sequence[tuple[int, int, int]]) -> Any:
+    """`lax.pad`, which the converter does not take with a symbol among the sizes."""
+    if any(between for _, _, between in padding_config):
+        raise NotImplementedError("pixels that are spread, other than of a convolution")
+    edges = [(max(low, 0), max(high, 0)) for low, high, _ in padding_config]
+    x = jnp.pad(x, edges, constant_values=float(border)) if any(map(any, edges)) else x
+    for axis, (low, high, _) in enumerate(padding_config):
+        if min(low, high) < 0:
+            x = lax.slice_in_dim(x, max(-low, 0), x.shape[axis] - max(-high, 0), axis=axis)
+    return x
+
+
+# Instead of what the converter has for them.
+_REPLACED: dict[str, Callable[..., Any]] = {
+    "pad": _pad,
     "reduce_window_max": functools.partial(_pool, "max_pool", -math.inf),
     "reduce_window_sum": functools.partial(_pool, "avg_pool", 0.0),
 }

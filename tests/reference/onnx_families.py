@@ -6,6 +6,7 @@ prints the table of docs/export.md; it needs ../shared and `pip install 'flaxcnn
 """
 
 import io
+import os
 import sys
 import tarfile
 import tempfile
@@ -24,7 +25,7 @@ from flaxcnn.export import export_onnx
 from flaxcnn.models import fold_batch_norm, variant
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-COUNT, BATCH = 50, 10
+COUNT, BATCH = int(os.environ.get("COUNT", 50)), 10
 # One of each file of flaxcnn/models, two where a file has two kinds.
 FAMILIES = (
     *("lenet5_1998", "lenet_caffe", "digits_cnn", "mnist_mlp_512", "cifar_resnet20", "airbench94"),
@@ -103,7 +104,9 @@ def compare(name: str, folder: Path) -> dict[str, object]:
         assert actual.shape == expected.shape and actual.dtype == expected.dtype
         difference = max(difference, float(np.abs(actual - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
-        agree += int((actual.argmax(-1) == expected.argmax(-1)).reshape(BATCH, -1).all(-1).sum())
+        agree += int(
+            (actual.argmax(-1) == expected.argmax(-1)).reshape(len(batch), -1).all(-1).sum()
+        )
     operations = Counter(node.op_type for node in onnx.load(file).graph.node)
     return {
         "name": name,

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxcnn.commands.compress import describe_run
+from flaxcnn.commands.compress import describe_run, describe_weights
 from flaxcnn.commands.compress_stages import Plan, compress
 from flaxcnn.compression.encode import encode
 from flaxcnn.compression.table import make_table
@@ -63,8 +63,8 @@ def _mnist(name: str, epochs: int, rate: float, decay: float, **kwargs: Any) -> 
 
 CASES = {
     "lenet300": Case(
-        _mnist("mnist_mlp_512", 12, 0.05, 1e-4, hidden=(300, 100)),
-        Plan((0.8, 0.9, 0.95), bits=5, retrain=6, finetune=2, rate=0.03),
+        _mnist("mnist_mlp_512", 12, 0.1, 5e-4, hidden=(300, 100)),
+        Plan((0.8, 0.92), bits=5, retrain=10, finetune=2, rate=0.05),
     ),
     "lenet5": Case(
         _mnist("lenet_caffe", 6, 0.05, 5e-4),
@@ -94,18 +94,20 @@ def run_case(name: str, seed: int, work: Path) -> dict[str, Any]:
     config = dataclasses.replace(case.config, seed=seed)
     started = time.process_time()
     if case.published:
-        before = load_variables(config.model.weights, config.model.name)[0]
+        before, located = load_variables(config.model.weights, config.model.name)
+        describing = describe_weights(located)
     else:
         train(config, folder / "dense")
-        before = jax.device_get(dict(load_run(folder / "dense").variables))
-        weights = f"run:{folder / 'dense'}"
+        dense = load_run(folder / "dense", "last")
+        before, describing = jax.device_get(dict(dense.variables)), describe_run(dense)
+        weights = f"run:{folder / 'dense'},checkpoint=last"
         config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, weights=weights)
         )
-    after = compress(before, case.plan, config, folder, {"model": name})
+    after = compress(before, case.plan, config, folder, describing)
     last = sorted(folder.glob("pruned*")) + sorted(folder.glob("shared/"))
-    run = load_run(last[-1])
-    encoded = encode(after, describe_run(run))
+    run = load_run(last[-1], "last")
+    encoded = encode(after, describing)
     (folder / "out.fcz").write_bytes(encoded.data)
     decoded, seconds = _time_decoding(folder / "out.fcz")
     table = make_table(before, after, encoded)

@@ -90,7 +90,7 @@ def _open_weights(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
     if args.retrain or args.finetune:
         raise UserError("--retrain and --finetune need --workdir RUN, whose data they train on")
     variables, located = load_variables(args.weights, args.model)
-    return variables, _describe_located(located)
+    return variables, describe_weights(located)
 
 
 def describe_run(run: TrainedRun) -> dict[str, Any]:
@@ -105,7 +105,8 @@ def describe_run(run: TrainedRun) -> dict[str, Any]:
     return _describe(run.config.model.name, classes, kwargs, reading, names)
 
 
-def _describe_located(located: Located) -> dict[str, Any]:
+def describe_weights(located: Located) -> dict[str, Any]:
+    """The same of published weights."""
     reading = located.need_preprocessing()
     kwargs, classes = dict(located.kwargs), located.kwargs["num_classes"]
     # The reader knows the names of ImageNet's classes.

@@ -73,7 +73,7 @@ def compress(
             "epochs": plan.retrain,
         }
         variables = _train(change_fields(config, changes), run)
-        changes["model.weights"] = f"run:{run}"
+        changes["model.weights"] = f"run:{run},checkpoint=last"
     variables = {**variables, "params": share(variables["params"], plan.bits)}
     if not plan.finetune:
         return variables
@@ -96,7 +96,8 @@ def compress(
 def _train(config: Config, folder: Path) -> Variables:
     if train(config, folder) is None:
         raise UserError(f"stopped in {folder}: the same command resumes")
-    return jax.device_get(dict(load_run(folder).variables))
+    # The last, where the rate is 0: an earlier checkpoint is mostly better by chance.
+    return jax.device_get(dict(load_run(folder, "last").variables))
 
 
 def _save_masks(masks: Mapping[str, np.ndarray], file: Path) -> Path:

@@ -148,7 +148,38 @@ def _add_runs(commands: Any) -> None:
 
 
 def _add_leaving(commands: Any) -> None:
-    """Networks that leave the house: export, benchmark, push."""
+    """Networks that leave the house: compress, export, benchmark, push."""
+    command = _add(
+        commands, "compress", "A network pruned, shared and Huffman coded into one small file."
+    )
+    _add_run_arguments(command)
+    command.add_argument(
+        "--weights", default="", metavar="W", help="instead of a run: as for predict"
+    )
+    command.add_argument("--model", default="", metavar="NAME", help="whose network a file is for")
+    command.add_argument(
+        "--sparsity",
+        default="",
+        metavar="S[,S...]",
+        help="share of the weights that is pruned, 0.9; or rounds, each retrained: 0.8,0.9",
+    )
+    command.add_argument(
+        "--bits", type=int, default=6, metavar="B", help="2^B shared values a layer (default: 6)"
+    )
+    command.add_argument(
+        "--retrain", type=int, default=0, metavar="N", help="epochs after each round of pruning"
+    )
+    command.add_argument(
+        "--finetune", type=int, default=0, metavar="N", help="epochs of the shared values"
+    )
+    command.add_argument(
+        "--rate", type=float, default=0.01, metavar="R", help="learning rate of --retrain"
+    )
+    command.add_argument(
+        "--no-test", action="store_true", help="no accuracy on the run's test split"
+    )
+    command.add_argument("out", metavar="OUT.fcz", help="the file")
+
     command = _add(commands, "export", "A run's network as one file that works without flaxcnn.")
     command.add_argument("workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
     command.add_argument(

@@ -31,7 +31,8 @@ Array = np.ndarray
 
 MAGIC = b"FCZ1"
 PREFIX = struct.Struct("<4sIII")
-MAX_HEADER = 2**24  # bytes
+MAX_HEADER = 2**20  # bytes
+MAX_VALUES, MAX_REACH = 256, 255
 MAX_EXPANSION = 2000  # float32 bytes for each byte; 99.5 % zeros are some 800
 MAX_CODE = 12  # bits of a symbol
 MAX_CHUNK = 2**16
@@ -146,6 +147,9 @@ def open_file(file: memoryview) -> tuple[Header, memoryview]:
 
 
 def _read_header(values: dict[str, Any]) -> Header:
+    if not isinstance(values["config"], dict):
+        raise UserError("its header has no config")
+
     def whole(numbers: Any, most: int = 2**40) -> tuple[int, ...]:
         if not all(type(n) is int and 0 <= n < most for n in numbers):
             raise UserError("its header has a negative or huge number")
@@ -174,7 +178,9 @@ def _check_sizes(header: Header, size: int) -> None:
         raise UserError("its header has a name twice")
     for of in header.coded.values():
         values, gaps = of.counts
-        if max(of.values, of.reach) > 2**16 or max(values, gaps) > math.prod(of.shape):
+        if of.values > MAX_VALUES or of.reach > MAX_REACH:
+            raise UserError(f"its header has a codebook of {of.values}, or gaps of {of.reach}")
+        if max(of.values, values, gaps) > math.prod(of.shape):
             raise UserError("its header has more symbols than weights")
     # A symbol takes a bit or more.
     if header.chunk < 1 or sum(count for _, count in header.sequences) > 8 * size:
@@ -228,6 +234,9 @@ def decode(codes: memoryview, header: Header, lengths: Array, bits: Array) -> An
         tables.append(table)
         widths.append(width)
         place += alphabet
+    # A Huffman code of n bits is of as many symbols as the n-th Fibonacci number, or more.
+    if sum(map(len, tables)) > 2**16 + 128 * len(codes):
+        raise UserError("it is damaged: its codes are longer than its symbols can need")
     rows = [-(-count // chunk) for _, count in header.sequences]
     bases = np.cumsum([0, *map(len, tables)])[:-1]
     found = _run(

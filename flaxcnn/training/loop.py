@@ -89,7 +89,7 @@ def train(
 ) -> dict[str, Any] | None:
     """See `flaxcnn.training.train`, which takes a config's name, too; `started` as in `run`."""
     config = normalize(config)
-    validate(config)
+    together(lambda: validate(config))
     if config.stages:
         return _train_stages(config, Workdir(workdir), on_validation, stop, started)
     return _train(config, Workdir(workdir), on_validation, stop, started)

@@ -4,7 +4,8 @@
 
 For each shape the forward pass, the input gradient and the kernel gradient; in JAX once as a call
 of its own and once inside `lax.scan` of 8 steps, which is where XLA:CPU loses layouts (jax#12868).
-PyTorch is the better of its two memory layouts. In each round every function runs once, for
+PyTorch is the better of its two memory layouts. Freed memory is kept, for all sides alike, as they
+share a process (docs/adr/0006). In each round every function runs once, for
 `--min-seconds`; the table has medians, as GFLOP/s of the convolution's own arithmetic. What takes
 longer than two seconds is run once only.
 """
@@ -19,6 +20,8 @@ import statistics
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from flaxcnn.memory import keep_freed_memory
 
 PASSES = ("forward", "input gradient", "kernel gradient")
 SCAN_STEPS = 8
@@ -256,6 +259,7 @@ def parse_flags() -> argparse.Namespace:
 def main() -> None:
     """Measures the shapes asked for, one after the other."""
     args = parse_flags()
+    keep_freed_memory()
     os.environ["NPROC"] = str(args.threads)  # XLA's threads
     args.torch = importlib.util.find_spec("torch") is not None
     if args.torch:

@@ -9,9 +9,11 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8  # of mallopt(
 def keep_freed_memory() -> bool:
     """Lets glibc hold on to freed memory, for the life of the process; returns whether it does.
 
-    XLA:CPU allocates the buffers of every call anew. Without this, glibc gets large ones from the
-    kernel and gives them back, and each step pays for zeroed pages (docs/adr/0006). What the
-    process has needed at its peak it keeps. Nothing is done where the C library is another one.
+    For a training loop of your own on CPU, once, before its first step; `flaxcnn.train` and the
+    commands that train do it. XLA:CPU allocates the buffers of every call anew. Without this, glibc
+    gets large ones from the kernel and gives them back, and each step pays for zeroed pages
+    (docs/adr/0006). What the process has needed at its peak it keeps. Nothing is done where the C
+    library is another one.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -35,7 +35,8 @@ class PoseCascade(Network):
     errors that a first stage makes on images it was not trained on.
 
     A run of the first stage alone is where this one can start, by
-    `model.weights="run:...,into=backbone"`.
+    `model.weights="run:...,into=backbone"`, and its second stage, too, if it is the same network
+    with the same arguments.
 
     Attributes:
       first, second: names of networks, of the stages; `first_kwargs`, `second_kwargs`: arguments.
@@ -67,8 +68,10 @@ class PoseCascade(Network):
         return self.first
 
     def adopt(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """The variables of the first stage, by the names that they have here."""
-        return {kind: {"stage1": tree} for kind, tree in variables.items()}
+        """The variables of the first stage, and of a second that is the same network."""
+        same = self.second == self.first and self.second_kwargs == self.first_kwargs
+        stages = ("stage1", "stage2") if same else ("stage1",)
+        return {kind: dict.fromkeys(stages, tree) for kind, tree in variables.items()}
 
     def _make(self, stage: str, network: str, kwargs: Any) -> Any:
         from flaxcnn.models._registry import create_model  # which imports this file

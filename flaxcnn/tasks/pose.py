@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Array = jax.Array
 
-LOSSES = ("l2", "smooth_l1")
+LOSSES = ("l2", "smooth_l1", "l1")
 _BETA = 0.1  # share of the image's side below which smooth L1 is quadratic
 _PARTS = 1_000_000  # of an image's side: counts are whole numbers
 _COUNTED = 2000  # bodies of a streamed split of which the mean pose is
@@ -42,7 +42,7 @@ class Pose(Task):
     body, which is the image: 0 is its centre, -0.5 and 0.5 are its borders (equation 1). One with
     refinement stages gives [N, stages * 2 K], of which the last 2 K are the answer; the losses of
     all stages are added. Targets are `Keypoints`; joints that are not visible count nowhere. The
-    loss of a stage is the mean over visible joints of the squared distance, or of smooth L1.
+    loss of a stage is the mean over visible joints of the squared distance, of smooth L1, or of L1.
     """
 
     monitor: ClassVar[Metric] = Metric("pck", "max", "%")
@@ -120,6 +120,8 @@ class Pose(Task):
         error = self._stages(outputs) - true[:, None]
         if self.loss == "l2":
             of_joints = jnp.square(error).sum(-1)
+        elif self.loss == "l1":
+            of_joints = jnp.abs(error).sum(-1)
         else:
             error = jnp.abs(error)
             smooth = jnp.where(error < _BETA, jnp.square(error) / (2 * _BETA), error - _BETA / 2)

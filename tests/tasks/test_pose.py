@@ -126,8 +126,8 @@ def test_mistakes_are_told_in_one_line():
             TASK.check(jax.ShapeDtypeStruct(shape, jnp.float32))
     with pytest.raises(UserError, match="needs data with keypoints"):
         Pose.make(Setting((), (40, 80, 3)))
-    with pytest.raises(UserError, match="loss must be one of l2, smooth_l1, got 'l1'"):
-        Pose.make(Setting(NAMES, (40, 80, 3)), loss="l1")
+    with pytest.raises(UserError, match="loss must be one of l2, smooth_l1, l1, got 'l3'"):
+        Pose.make(Setting(NAMES, (40, 80, 3)), loss="l3")
     with pytest.raises(UserError, match="needs data with keypoints"):
         Pose.count(ArraySplit(np.zeros((2, 4, 8, 1), np.uint8), np.int32([0, 1])), 2)
 

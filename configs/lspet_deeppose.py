@@ -1,12 +1,14 @@
-"""Joints of bodies by regression (DeepPose, Toshev and Szegedy 2014), refined on crops around them.
+"""Joints of bodies by regression, refined on crops around them (DeepPose, Toshev, Szegedy 2014).
 
 flaxcnn train lspet_deeppose --config.data.source=keypoints:PATH
+with --config.model.weights=file:mobilenet_v2_1.0_224_q8.safetensors,into=backbone
 
 PATH holds annotations.json, COCO's keypoint JSON or {"joint_names": ..., "train": ..., "test": ...}
-(docs/localization_pose.md). The paper's network for both stages, which wants many more images:
---config.model.kwargs.first=deeppose --config.model.kwargs.second=deeppose with crops and images of
-220. First stages may start from published weights: --config.model.weights=TAG,into=backbone.
+(docs/localization_pose.md). Joints are mean places of maps: the paper's dense layers want many more
+images than 640 (model.name=deeppose, and first=deeppose, second=deeppose of the cascade).
 """
+
+from ml_collections import ConfigDict
 
 from flaxcnn.training import (
     Config,
@@ -17,37 +19,62 @@ from flaxcnn.training import (
     TaskConfig,
 )
 
+STILL = "backbone/(.*bn|stem|stage[1-3])"  # the weights' BatchNorm is folded into their kernels
+NETWORK = {"backbone": "mobilenet_v2_1.00_224"}
+
 
 def get_config() -> Config:
-    """Sixty epochs of Adam; mirrored, turned and scaled images of 128x128."""
+    """Forty epochs of the first stage, eight of the second; AdamW and L1 on images of 160x160."""
     return Config(
         model=ModelConfig(
-            name="deeppose_cascade",
-            kwargs={
-                "first": "mobilenet_v2",
-                "second": "mnist_tiny",
-                "second_kwargs": {
-                    "maps": ((16, 3), "pool", (32, 3), "pool", (64, 3), "pool"),
-                    "hidden": (128,),
-                    "global_pool": False,
-                },
-                "share": 0.35,
-                "crop": 24,
-                "jitter": 0.07,
-            },
+            name="integral_pose",
+            weights="file:mobilenet_v2_1.0_224_q8.safetensors,into=backbone",
+            kwargs=ConfigDict(NETWORK),
         ),
         data=DataConfig(
             source="keypoints:lspet",
-            image_size=(128, 128),
+            image_size=(160, 160),
             resize="pad",  # keeps the proportions of bodies
             channels=3,
             batch_size=16,
-            eval_batch_size=64,
-            augment=(("flip",), ("affine", 40, 0.05, (0.85, 1.3))),
+            eval_batch_size=32,
+            normalization=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # of the weights
+            augment=(
+                ("flip",),
+                ("affine", 60, 0.05, (0.85, 1.3), 0.0, 0.0),
+                ("brightness", 0.3),
+                ("contrast", 0.3),
+            ),
         ),
-        task=TaskConfig("pose", {"loss": "smooth_l1"}),
+        task=TaskConfig("pose", {"loss": "l1"}),
         optimizer=OptimizerConfig(
-            name="adam", learning_rate=0.0003, schedule=ScheduleConfig("one_cycle")
+            name="adamw",
+            learning_rate=1e-3,
+            weight_decay=1e-3,
+            freeze=STILL,
+            schedule=ScheduleConfig("one_cycle"),
         ),
-        epochs=60,
+        epochs=40,
+        stages=(
+            ("first", {}),
+            (
+                "second",
+                {
+                    "model.name": "deeppose_cascade",
+                    "model.weights": "run:previous,into=backbone",
+                    "model.kwargs": {
+                        "first": "integral_pose",
+                        "first_kwargs": NETWORK,
+                        "second": "integral_pose",
+                        "second_kwargs": NETWORK,
+                        "share": 0.4,
+                        "crop": 64,
+                        "jitter": 0.05,
+                    },
+                    "optimizer.freeze": f"stage1|stage2/{STILL}",
+                    "optimizer.learning_rate": 5e-4,
+                    "epochs": 8,
+                },
+            ),
+        ),
     )

@@ -15,20 +15,20 @@ from flaxcnn.training import (
 
 
 def get_config() -> Config:
-    """Fifteen epochs of Adam with a one-cycle schedule."""
+    """Four epochs of Adam with a one-cycle schedule; maps of 12x12 for the box's sides."""
     return Config(
         model=ModelConfig(
-            name="mnist_tiny",
+            name="integral_box",
             kwargs={
-                "maps": ((16, 3), "pool", (32, 3), "pool", (64, 3), "pool", (64, 3)),
-                "hidden": (256,),
-                "global_pool": False,
+                "backbone": "mobilenet_v2",
+                "backbone_kwargs": {"width": 0.35},
+                "stride": 4,
             },
         ),
-        data=DataConfig(source="boxes:mnist_scenes", batch_size=64, augment=(("crop", 3, 0.0),)),
-        task=TaskConfig("localization", {"box_weight": 50.0}),
+        data=DataConfig(source="boxes:mnist_scenes", batch_size=64, eval_batch_size=250),
+        task=TaskConfig("localization", {"box_weight": 20.0}),
         optimizer=OptimizerConfig(
-            name="adam", learning_rate=0.002, schedule=ScheduleConfig("one_cycle")
+            name="adam", learning_rate=0.003, schedule=ScheduleConfig("one_cycle")
         ),
-        epochs=15,
+        epochs=4,
     )

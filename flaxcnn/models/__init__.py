@@ -26,7 +26,8 @@ from flaxcnn.models.googlenet import GoogLeNet as GoogLeNet
 from flaxcnn.models.inception_resnet import InceptionResNet as InceptionResNet
 from flaxcnn.models.inception_v3 import InceptionV3 as InceptionV3
 from flaxcnn.models.inception_v4 import InceptionV4 as InceptionV4
-from flaxcnn.models.integral_pose import IntegralPose as IntegralPose
+from flaxcnn.models.integral import IntegralBox as IntegralBox
+from flaxcnn.models.integral import IntegralPose as IntegralPose
 from flaxcnn.models.lenet import LeNet as LeNet
 from flaxcnn.models.lenet import LeNet5 as LeNet5
 from flaxcnn.models.mlp import MLP as MLP

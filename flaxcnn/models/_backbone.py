@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax.core import FrozenDict
 
 from flaxcnn.errors import UserError
-from flaxcnn.models._dense import DenseNetwork
+from flaxcnn.models._dense import DenseNetwork, freeze_kwargs
 
 Array = jax.Array
 
@@ -17,9 +18,16 @@ class BackboneNetwork(DenseNetwork, kw_only=True):
 
     Attributes:
       backbone: name of a network with stages; its parameters are under `backbone`.
+      backbone_kwargs: arguments of it.
     """
 
     backbone: str
+    backbone_kwargs: Mapping[str, Any] = FrozenDict()
+
+    def __post_init__(self) -> None:
+        """Makes the arguments what a network hashes."""
+        object.__setattr__(self, "backbone_kwargs", freeze_kwargs(self.backbone_kwargs))
+        super().__post_init__()
 
     @property
     def classifier(self) -> str:
@@ -40,6 +48,7 @@ class BackboneNetwork(DenseNetwork, kw_only=True):
             axis_name=self.axis_name,
             remat=self.remat,
             features_only=True,
+            **self.backbone_kwargs,
             **kwargs,
         )
         return network.clone(parent=self, name="backbone")(images, train=train)

@@ -1,11 +1,13 @@
 """What networks for a class per pixel share: their arguments, upsampling, cropping."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.core import FrozenDict
 from flax.typing import Dtype
 
 from flaxcnn.errors import UserError
@@ -83,6 +85,15 @@ def bilinear_kernel(factor: int) -> np.ndarray:
     """
     row = _bilinear_row(factor)
     return np.outer(row, row).astype(np.float32)
+
+
+def freeze_kwargs(kwargs: Mapping[str, Any]) -> FrozenDict[str, Any]:
+    """Arguments of another network as a network can hold them: what it hashes."""
+
+    def freeze(value: Any) -> Any:
+        return tuple(map(freeze, value)) if isinstance(value, list | tuple) else value
+
+    return FrozenDict({name: freeze(value) for name, value in dict(kwargs).items()})
 
 
 def crop(x: Array, offset: int, like: Array) -> Array:

@@ -15,6 +15,7 @@ from flax.core import FrozenDict
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import avg_pool
+from flaxcnn.models._dense import freeze_kwargs
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._network import Network
 from flaxcnn.models._variant import make_variant
@@ -58,8 +59,7 @@ class PoseCascade(Network):
     def __post_init__(self) -> None:
         """Makes the arguments what a network hashes."""
         for field in ("first_kwargs", "second_kwargs"):
-            kwargs = {k: _freeze(x) for k, x in dict(getattr(self, field)).items()}
-            object.__setattr__(self, field, FrozenDict(kwargs))
+            object.__setattr__(self, field, freeze_kwargs(getattr(self, field)))
         super().__post_init__()
 
     @property
@@ -109,10 +109,6 @@ class PoseCascade(Network):
         moved = seen.reshape(count, joints, joints, 2)[:, own, own]
         second = (centres + self.share * moved).reshape(count, -1)
         return jnp.concatenate([first, second], axis=-1)
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(map(_freeze, value)) if isinstance(value, list | tuple) else value
 
 
 def crop_around(image: Array, centres: Array, *, share: float, side: int) -> Array:

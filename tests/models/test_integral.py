@@ -62,3 +62,18 @@ def test_a_cascade_of_one_network_starts_both_stages_with_it(second, stages):
     assert cascade.classifier == "integral_pose"
     taken = cascade.adopt({"params": {"scores": 1}})
     assert taken == {"params": {f"stage{i + 1}": {"scores": 1} for i in range(stages)}}
+
+
+def test_a_backbone_takes_arguments():
+    kwargs = {"backbone": "cifar_resnet20", "stride": 2}
+    wide, thin = (
+        create_model("integral_box", num_classes=6, backbone_kwargs=of, **kwargs)
+        for of in ({}, {"features": 8})
+    )
+    images = jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32)
+    assert hash(wide) != hash(thin)
+    shapes = [
+        jax.eval_shape(functools.partial(m.init, train=False), jax.random.key(0), images)
+        for m in (wide, thin)
+    ]
+    assert [x["params"]["backbone"]["stem_conv"]["kernel"].shape[-1] for x in shapes] == [16, 8]

@@ -11,6 +11,7 @@ import pytest
 import flaxcnn
 from flaxcnn.errors import UserError
 from flaxcnn.export import export_stablehlo
+from flaxcnn.layers import conv, max_pool
 from flaxcnn.tasks.classification import Classification
 from flaxcnn.training.predictor import Predictor
 from flaxcnn.weights import Preprocessing
@@ -34,6 +35,7 @@ assert "flax" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_probabilities_in_a_process_without_flaxcnn(run_command, tmp_path):
     model, names = flaxcnn.create_model("mnist_tiny"), tuple(map(str, range(10)))
     variables = flaxcnn.init(model, jax.random.key(0), (28, 28, 1))
@@ -51,19 +53,31 @@ def test_probabilities_in_a_process_without_flaxcnn(run_command, tmp_path):
     np.testing.assert_allclose(one, three[:1], atol=1e-6)
 
 
-def test_every_platform_is_in_the_file(tmp_path):
-    export_stablehlo(tmp_path / "x", lambda images: images.mean((1, 2, 3)), (2, 2, 1))
+def test_every_platform_and_any_number_of_images_are_in_the_file(tmp_path):
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 1, 2)).astype(np.float32)
+
+    def function(images):
+        x = conv(images.astype(jnp.float32), jnp.asarray(kernel), padding="VALID")
+        return {"logits": max_pool(x, (2, 2)).mean((1, 2))}
+
+    export_stablehlo(tmp_path / "x", function, (5, 5, 1))
     exported = jax.export.deserialize(bytearray((tmp_path / "x").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
-    assert str(exported.in_avals) == "(ShapedArray(uint8[n,2,2,1]),)"
+    images = np.random.default_rng(1).integers(0, 256, (2, 5, 5, 1)).astype(np.uint8)
+    windows = np.lib.stride_tricks.sliding_window_view(images[..., 0], (3, 3), (1, 2))
+    maps = np.einsum("nxyhw,hwf->nxyf", windows.astype(np.float64), kernel[:, :, 0])
+    maxima = np.lib.stride_tricks.sliding_window_view(maps, (2, 2), (1, 2)).max((-1, -2))
+    for count in (1, 2):
+        actual = exported.call(images[:count])["logits"]
+        np.testing.assert_allclose(actual, maxima.mean((1, 2))[:count], rtol=1e-5)
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path, monkeypatch):
-    def sorts_pairs(images):
-        return images.reshape(len(images) // 2, -1)  # of an odd number there are no pairs
+    def in_pairs(images):
+        return images.reshape(len(images) // 2, -1)  # an odd number has no pairs
 
     with pytest.raises(UserError, match="x: the network cannot be exported: .*") as raised:
-        export_stablehlo(tmp_path / "x", sorts_pairs, (2, 2, 1))
+        export_stablehlo(tmp_path / "x", in_pairs, (2, 2, 1))
     assert "\n" not in str(raised.value)
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(UserError, match=r"needs flatbuffers: pip install 'flaxcnn\[stablehlo\]'$"):

@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import cv2
+import jax
+import jax.export
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -17,6 +19,7 @@ from flaxcnn.errors import UserError
 from flaxcnn.training.inference import load_run
 from flaxcnn.training.predictor import Predictor
 from flaxcnn.training.publish import make_files
+from flaxcnn.weights import convert, read_tensors
 
 pytestmark = pytest.mark.slow
 
@@ -351,8 +354,43 @@ def test_export_writes_a_page_of_the_run(workdir, tmp_path, capsys):
     assert "digits_cnn: run" in text
     samples = re.search(r' id="sampleImages">(.*?)</script>', text)
     assert [x["label"] for x in json.loads(samples[1])] == list("0123456789")
-    assert main(["export", str(workdir), str(tmp_path / "digits.onnx")]) == 2
-    assert "digits.onnx: a network is exported to .html only" in capsys.readouterr().err
-    assert main(["export", str(workdir), str(tmp_path / "no" / "page.html")]) == 2
-    assert main(["export", str(tmp_path), str(page)]) == 2
-    assert "no run" in capsys.readouterr().err
+    for arguments, line in [
+        ([workdir, "digits.tflite"], "digits.tflite: a network is exported to .html, .stablehlo, "),
+        ([workdir, "no/page.html"], "no/page.html: there is no folder no"),
+        ([workdir, "page.html", "--layout", "timm"], "--layout is not for .html files"),
+        ([workdir, "x.safetensors", "--layout", "timm"], "timm has no digits_cnn: "),
+        ([tmp_path, "page.html"], f"{tmp_path} holds no run"),
+    ]:
+        assert main(["export", *map(str, arguments)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"flaxcnn export: {line}") and said.count("\n") == 1
+
+
+def test_exported_files_hold_the_network_of_the_run(workdir, tmp_path, capsys):
+    network, weights = tmp_path / "digits.stablehlo", tmp_path / "digits.safetensors"
+    assert main(["export", str(workdir), str(network)]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("MB, images uint8 [N, 8, 8, 1] in, probabilities out\n")
+    images = np.round(load_digits().images[:7, ..., None] * 255 / 16).astype(np.uint8)
+    exported = jax.export.deserialize(bytearray(network.read_bytes()))
+    run = load_run(workdir)
+    logits = run.model.apply(run.variables, run.preprocessing(images), train=False)
+    np.testing.assert_allclose(exported.call(images), jax.nn.softmax(logits), atol=1e-6)
+    assert main(["export", str(workdir), str(weights)]) == 0
+    variables = convert("digits_cnn", read_tensors(weights), "flaxcnn")
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], run.variables["params"])
+
+
+def test_benchmark_measures_each_engine_in_a_process(workdir, capsys):
+    assert main(["benchmark", str(workdir), "--seconds", "0.01", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    rows = {row["engine"].split(" ")[0].rstrip(","): row for row in result["rows"]}
+    assert {"flaxcnn", "jax"} <= rows.keys()
+    for row in rows.values():
+        assert min(row["images_per_second_1"], row["images_per_second_32"]) > 10
+        assert 0.1 < row["cold_start"] < 200 and 2e7 < row["memory"] < 4e9
+        assert row["file"] == pytest.approx(150_000, rel=0.2)
+    if "onnxruntime" not in rows:
+        assert "pip install 'flaxcnn[onnx]'" in result["missing"]["onnx"]
+    assert main(["benchmark", str(workdir), "--seconds", "0"]) == 2
+    assert capsys.readouterr().err == "flaxcnn benchmark: --seconds must be above 0, got 0.0\n"

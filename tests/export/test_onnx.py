@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import tarfile
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import flaxcnn
 from flaxcnn.errors import UserError
 from flaxcnn.export import export_onnx
 from flaxcnn.export.onnx import evaluate
@@ -111,3 +113,30 @@ def test_families_on_real_images(name, shared, tmp_path):
 
     row = compare(name, tmp_path)
     assert row["agree"] == COUNT and row["difference"] < 1e-5
+
+
+@needs_onnx
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("mobilenet_v2_1.0_224_q8.safetensors", "mobilenet_v2_1.00_224"),
+        ("squeezenet_v1.0_deepcompression.safetensors.xz", "squeezenet1_0_caffe"),
+    ],
+)
+def test_published_weights_name_the_same_classes(file, name, shared, tmp_path):
+    """The 48 photographs, read, normalised and named as by `flaxcnn predict`."""
+    import onnxruntime
+
+    with tarfile.open(shared / "data" / "imagenet-samples.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    photographs = sorted(tmp_path.rglob("*.jp*g"))
+    assert len(photographs) == 48
+    predictor = flaxcnn.load(shared / "data" / "weights" / file, name)
+    images = np.stack([predictor.read(photograph) for photograph in photographs])
+    export_onnx(tmp_path / "network.onnx", predictor.function, predictor.image_shape)
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
+    (actual,) = session.run(None, {"images": images})
+    expected = predictor(images)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert np.array_equal(actual.argmax(-1), expected.argmax(-1))

@@ -36,7 +36,7 @@ def load_stablehlo(file: str) -> tuple[Callable[[np.ndarray], Any], str]:
 
 def load_onnx(file: str) -> tuple[Callable[[np.ndarray], Any], str]:
     """What `export_onnx` wrote, on the CPU."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports] (an extra)
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     name = f"onnxruntime {onnxruntime.__version__} on cpu"

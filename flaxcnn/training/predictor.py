@@ -56,6 +56,7 @@ class Predictor:
         preprocess = make_preprocess(preprocessing.mean, preprocessing.std)
         forward = make_forward(model, preprocess, list(views))
         self._forward = lambda variables, x: task.answer(forward(variables, x))
+        self._answer = jax.jit(self._forward)
         self._compiled: dict[tuple[int, str], Any] = {}
         self._lock = threading.Lock()
 
@@ -106,8 +107,7 @@ class Predictor:
         key = len(images), images.dtype.name
         with self._lock:  # threads that need the same program wait for one of them to make it
             if key not in self._compiled:
-                program = jax.jit(self._forward).lower(self._variables, images)
-                self._compiled[key] = program.compile()
+                self._compiled[key] = self._answer.lower(self._variables, images).compile()
             return self._compiled[key]
 
     def read(self, file: str | Path, resize: str | None = None) -> np.ndarray:

@@ -28,8 +28,8 @@ __all__ = [
     "weights",
 ]
 _PARTS = (
-    *("analysis", "audit", "data", "errors", "export", "layers", "models", "tasks", "training"),
-    "weights",
+    *("analysis", "audit", "compression", "data", "errors", "export", "layers", "models"),
+    *("tasks", "training", "weights"),
 )
 
 if not TYPE_CHECKING:  # to whom a module with it has every name

@@ -28,11 +28,11 @@ def make_variables():
         codebook = rng.normal(size=size).astype(np.float32)
         return np.where(rng.random(shape) < share, rng.choice(codebook, shape), np.float32(0))
 
-    conv = sparse((3, 3, 8, 16), 0.15, 32)
+    conv = sparse((3, 3, 16, 32), 0.1, 32)
     conv[:, :, 3] = 0  # gaps that are longer than the reach
     return {
         "params": {
-            "conv": {"kernel": conv, "bias": rng.normal(size=16).astype(np.float32)},
+            "conv": {"kernel": conv, "bias": rng.normal(size=32).astype(np.float32)},
             "dense": {"kernel": sparse((40, 30), 0.95, 256)},
             "full": {"kernel": rng.normal(size=(5, 7)).astype(np.float32)},
             "one": {"kernel": sparse((50, 40), 0.02, 1)},

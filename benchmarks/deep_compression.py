@@ -67,8 +67,8 @@ CASES = {
         Plan((0.8, 0.92), bits=5, retrain=10, finetune=2, rate=0.05),
     ),
     "lenet5": Case(
-        _mnist("lenet_caffe", 6, 0.05, 5e-4),
-        Plan((0.9, 0.965, 0.982), bits=5, retrain=3, finetune=1, rate=0.03),
+        _mnist("lenet_caffe", 6, 0.02, 5e-4),
+        Plan((0.9, 0.965, 0.982), bits=5, retrain=3, finetune=1, rate=0.01),
     ),
     "resnet20": Case(
         Config(

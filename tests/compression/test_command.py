@@ -50,10 +50,11 @@ def test_a_run_is_pruned_shared_and_predicted_with(run, tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     predictor, original = flaxcnn.load(out), flaxcnn.load(run)
     assert predictor.task.class_names == original.task.class_names
+    original_model = load_run(run).model
     original_kernels = {"params": traverse_util.unflatten_dict(
         {name.removeprefix("params/"): tensor for name, tensor in tensors.items()}, sep="/"
     )}  # fmt: skip
-    logits = original.model.apply(original_kernels, original.preprocessing(images), train=False)
+    logits = original_model.apply(original_kernels, original.preprocessing(images), train=False)
     expected = np.exp(logits - logits.max(1, keepdims=True))
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(predictor(images), expected, rtol=1e-5)

@@ -1,11 +1,11 @@
-"""Deep Compression of LeNet-300-100, LeNet-5 (Caffe) and ResNet-20: bytes and accuracy by seed.
+"""Deep Compression of LeNets, ResNet-20 and SqueezeNet: bytes and accuracy by seed.
 
     export TFDS_DATA_DIR=../shared/data/tfds
     taskset -c 1 python benchmarks/deep_compression.py run lenet300 0 --work runs/compression
     python benchmarks/deep_compression.py report --work runs/compression
 
 `run` trains what is missing of one case and seed, and resumes; `report` gathers what there is into
-docs/studies/deep_compression.json.
+docs/studies/deep_compression.json and .md.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from flaxcnn.commands.compress import describe_run, describe_weights
 from flaxcnn.commands.compress_stages import Plan, compress
 from flaxcnn.compression.encode import encode
-from flaxcnn.compression.table import make_table
+from flaxcnn.compression.table import Row, format_table, make_table
 from flaxcnn.training import (
+    BalanceConfig,
     Config,
     DataConfig,
     ModelConfig,
@@ -35,7 +37,10 @@ from flaxcnn.weights.formats import read_tensors
 from flaxcnn.weights.pretrained import load_variables
 
 ROOT = Path(__file__).parents[1]
-WEIGHTS = (ROOT.parent / "shared/data/weights/cifar10_resnet20.safetensors").absolute()
+WEIGHTS = (ROOT.parent / "shared/data/weights").absolute()
+
+
+CIFAR = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,22 +72,35 @@ CASES = {
         Plan((0.8, 0.92), bits=5, retrain=10, finetune=2, rate=0.05),
     ),
     "lenet5": Case(
-        _mnist("lenet_caffe", 6, 0.02, 5e-4),
-        Plan((0.9, 0.965, 0.982), bits=5, retrain=3, finetune=1, rate=0.01),
+        _mnist("lenet_caffe", 4, 0.02, 5e-4),
+        Plan((0.9, 0.98), bits=5, retrain=3, finetune=1, rate=0.01),
     ),
     "resnet20": Case(
         Config(
-            model=ModelConfig(name="cifar_resnet20", weights=f"file:{WEIGHTS}"),
+            model=ModelConfig(
+                name="cifar_resnet20", weights=f"file:{WEIGHTS}/cifar10_resnet20.safetensors"
+            ),
             data=DataConfig(
                 source="tfds:cifar10",
                 batch_size=128,
                 validation=0.02,
+                balance=BalanceConfig(subsample=dict.fromkeys(CIFAR, 0.5)),
                 normalization="weights",
                 augment=(("crop", 4, 0.47), ("flip",)),
             ),
             optimizer=OptimizerConfig(name="nesterov", weight_decay=1e-4),
         ),
-        Plan((0.65,), bits=5, retrain=2, rate=0.01),
+        Plan((0.6,), bits=5, retrain=1, rate=0.01),
+        published=True,
+    ),
+    "squeezenet": Case(
+        Config(
+            model=ModelConfig(
+                name="squeezenet1_0_caffe",
+                weights=f"file:{WEIGHTS}/squeezenet_v1.0_deepcompression.safetensors.xz",
+            )
+        ),
+        Plan(bits=8),
         published=True,
     ),
 }
@@ -105,9 +123,8 @@ def run_case(name: str, seed: int, work: Path) -> dict[str, Any]:
             config, model=dataclasses.replace(config.model, weights=weights)
         )
     after = compress(before, case.plan, config, folder, describing)
-    last = sorted(folder.glob("pruned*")) + sorted(folder.glob("shared/"))
-    run = load_run(last[-1], "last")
     encoded = encode(after, describing)
+    folder.mkdir(exist_ok=True, parents=True)
     (folder / "out.fcz").write_bytes(encoded.data)
     decoded, seconds = _time_decoding(folder / "out.fcz")
     table = make_table(before, after, encoded)
@@ -117,8 +134,7 @@ def run_case(name: str, seed: int, work: Path) -> dict[str, Any]:
         "plan": dataclasses.asdict(case.plan),
         "float32": table[-1].float32,
         "bytes": len(encoded.data),
-        "accuracy": _measure(run, before),
-        "compressed_accuracy": _measure(run, _nest(decoded)),
+        **_compare(folder, before, decoded),
         "decoding_mb_per_s": sum(x.nbytes for x in decoded.values()) / seconds / 1e6,
         "cpu_seconds": round(time.process_time() - started),
         "table": [row._asdict() for row in table],
@@ -126,10 +142,19 @@ def run_case(name: str, seed: int, work: Path) -> dict[str, Any]:
 
 
 def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    from flax import traverse_util
-
     nested = traverse_util.unflatten_dict(flat, sep="/")
     return {"params": nested["params"], "batch_stats": nested.get("batch_stats", {})}
+
+
+def _compare(folder: Path, before: Any, decoded: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Test accuracies; where nothing was trained, whether the bits are the same."""
+    runs = sorted(folder.glob("pruned*")) + sorted(folder.glob("shared/"))
+    if not runs:
+        flat = traverse_util.flatten_dict(before, sep="/")
+        return {"same_bits": all(np.array_equal(flat[name], decoded[name]) for name in flat)}
+    run = load_run(runs[-1], "last")
+    accuracies = _measure(run, before), _measure(run, _nest(decoded))
+    return dict(zip(("accuracy", "compressed_accuracy"), accuracies, strict=True))
 
 
 def _measure(run: TrainedRun, variables: Any) -> float:
@@ -147,6 +172,62 @@ def _time_decoding(file: Path) -> tuple[dict[str, np.ndarray], float]:
     return tensors, float(np.median(times))
 
 
+# Bytes in the papers: Han 2016, tables 1 to 3; Iandola 2016, table 2 (8 bits).
+PAPER = {
+    "lenet300": {
+        "fc1/kernel": 21_827,
+        "fc2/kernel": 3_648,
+        "classifier/kernel": 508,
+        "whole file": 27_000,
+    },
+    "lenet5": {
+        "conv1/kernel": 1_349,
+        "conv2/kernel": 5_280,
+        "fc1/kernel": 39_200,
+        "classifier/kernel": 1_226,
+        "whole file": 44_000,
+    },
+    "resnet20": {},
+    "squeezenet": {"whole file": 660_000},
+}
+TITLES = {
+    "lenet300": "LeNet-300-100, MNIST",
+    "lenet5": "LeNet-5 (Caffe), MNIST",
+    "resnet20": "ResNet-20, CIFAR-10",
+    "squeezenet": "SqueezeNet 1.0, ImageNet",
+}
+
+
+def write_report(results: list[dict[str, Any]]) -> str:
+    """The summary, and a table of bytes for each case, of its first seed."""
+    lines = [(ROOT / "benchmarks/deep_compression_text.md").read_text()]
+    lines += ["| network | seed | float32 | file | smaller | accuracy | compressed | paper |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    for case, title in TITLES.items():
+        found = [result for result in results if result["case"] == case]
+        for result in found:
+            lines.append(_summarize(title, str(result["seed"]), [result], PAPER[case]))
+        if len(found) > 1:
+            lines.append(_summarize(title, "mean", found, PAPER[case]))
+    for case, title in TITLES.items():
+        for result in [result for result in results if result["case"] == case][:1]:
+            rows = [Row(**row) for row in result["table"]]
+            lines += ["", f"## {title}, seed {result['seed']}", "", f"`{result['plan']}`", ""]
+            lines += [format_table(rows, PAPER[case])]
+    return "\n".join(lines) + "\n"
+
+
+def _summarize(title: str, seed: str, results: list[dict[str, Any]], paper: dict[str, int]) -> str:
+    size = float(np.mean([result["bytes"] for result in results]))
+    cells = [title, seed, f"{results[0]['float32']:,}", f"{size:,.0f}"]
+    cells += [f"{results[0]['float32'] / size:.1f}x"]
+    for name in ("accuracy", "compressed_accuracy"):
+        known = [result[name] for result in results if name in result]
+        cells.append(f"{100 * np.mean(known):.2f} %" if known else "the same bits")
+    cells.append(f"{paper['whole file']:,}" if paper else "")
+    return f"| {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Runs a case, or writes the report."""
     parser = argparse.ArgumentParser()
@@ -162,7 +243,9 @@ def main() -> None:
         print({key: value for key, value in result.items() if key != "table"})
         return
     results = [json.loads(file.read_text()) for file in sorted(args.work.glob("*.json"))]
-    (ROOT / "docs/studies/deep_compression.json").write_text(json.dumps(results, indent=1) + "\n")
+    folder = ROOT / "docs/studies"
+    (folder / "deep_compression.json").write_text(json.dumps(results) + "\n")
+    (folder / "deep_compression.md").write_text(write_report(results))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+FAST = "--xla_backend_optimization_level=0"  # to compile
 CONFIG = """
 from flaxcnn.training import Config, DataConfig, ModelConfig, OptimizerConfig
 
@@ -49,7 +50,11 @@ def start(command_env, tmp_path):
 
     def start(*arguments, count=2, devices=2, **env):
         port = free_port()
-        env = command_env | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)} | env
+        env = (
+            command_env
+            | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST}
+            | env
+        )
         for index in range(count):
             words = {"index": index, "count": count, "port": port}
             own = [str(a).format(**words) for a in arguments]

@@ -95,7 +95,57 @@ def test_pmap_is_for_one_process(monkeypatch):
         make_parallel("pmap")
 
 
+# What the processes of a run exchange, and where their arrays are.
+EXCHANGE = """
+import jax, numpy as np
+from flaxcnn.errors import UserError
+from flaxcnn.training import sharding as s
+assert s.gather(1) == [1] and s.from_first(2) == 2 and s.is_first()
+s.join("localhost:{port}", 2, {index})
+s.join()  # never twice
+assert s.count_processes() == 2 and s.is_first() == ({index} == 0)
+assert s.gather("x" * {index}) == ["", "x"]
+assert s.from_first([{index}, None]) == [0, None]
+s._CHUNK = 100
+sent = np.array([-0.0, np.nan] * 100) if s.is_first() else None
+received = s.from_first(sent)
+assert received.tobytes() == np.array([-0.0, np.nan] * 100).tobytes()
+assert s.any_process(lambda: {index} == 1) and not s.any_process(lambda: False)
+assert s.on_first(lambda: 7) == (7 if {index} == 0 else None)
+assert s.together(lambda: {index}) == {index}
+def mistake():
+    if {index} == 1:
+        raise UserError("its data is missing")
+for ask in (s.together, s.any_process):
+    try:
+        ask(mistake)
+        raise SystemExit("no mistake")
+    except s.AgreedError as error:
+        assert str(error) == "process 1: its data is missing"
+own = dict(key=jax.random.key(3), x=np.arange(3.0, dtype=np.float32))
+tree = s.tree_from_first(own if s.is_first() else None, lambda: jax.eval_shape(lambda: own))
+parallel = s.make_parallel("jit")
+assert parallel.num_devices == 4
+placed = parallel.replicate(tree)
+back = parallel.unreplicate(placed)
+assert np.array_equal(back["x"], own["x"]) and back["x"].is_fully_addressable
+assert np.array_equal(jax.random.key_data(back["key"]), jax.random.key_data(own["key"]))
+batch = np.arange(16, dtype=np.float32).reshape(2, 8)
+items = parallel.split(batch[:, 4 * {index} : 4 * {index} + 4])
+assert items.shape == (2, 8)
+call = parallel.compile_train(lambda state, arrays, items, scale: (state, items @ items.T * scale))
+_, product = call(placed, (), items, 2.0)
+assert np.array_equal(jax.device_get(product), 2 * batch @ batch.T)
+"""
+
+
 @pytest.mark.slow
+def test_what_processes_exchange(start):
+    statuses, logs = wait(start("-c", EXCHANGE))
+    assert statuses == [0, 0], logs
+
+
+@pytest.mark.zoo
 def test_two_processes_train_as_one(start, config, tmp_path):
     streamed = "--config.data.feeder=streaming"  # each loads its half of a batch; else resident
     run = ("-m", "flaxcnn", "train", str(config), "--workdir", "two", streamed, "--no-report")

@@ -10,7 +10,7 @@ from flaxcnn.layers.conv_modules import (
 )
 from flaxcnn.layers.initializers import INITIALIZERS, get_initializer
 from flaxcnn.layers.noise import Dropout, DropPath, GaussianDropout, GaussianNoise
-from flaxcnn.layers.norm import BatchNorm, local_response_norm
+from flaxcnn.layers.norm import BatchNorm, FrozenBatchNorm, local_response_norm
 from flaxcnn.layers.pool import (
     adaptive_avg_pool,
     avg_pool,
@@ -20,6 +20,7 @@ from flaxcnn.layers.pool import (
     l2_pool,
     max_pool,
 )
+from flaxcnn.layers.roi_align import roi_align
 from flaxcnn.layers.roi_pool import roi_max_pool
 from flaxcnn.layers.squeeze_excite import SqueezeExcite
 
@@ -35,6 +36,7 @@ __all__ = [
     "SqueezeExcite",
     "DropPath",
     "Dropout",
+    "FrozenBatchNorm",
     "GaussianDropout",
     "GaussianNoise",
     "adaptive_avg_pool",
@@ -49,5 +51,6 @@ __all__ = [
     "l2_pool",
     "local_response_norm",
     "max_pool",
+    "roi_align",
     "roi_max_pool",
 ]

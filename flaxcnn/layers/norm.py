@@ -214,6 +214,30 @@ class BatchNorm(nn.Module):
         return reduce(values, self.axis_name, axis_index_groups=self.axis_index_groups)
 
 
+class FrozenBatchNorm(nn.Module):
+    """BatchNorm by its running averages, and with a scale and a bias that are not trained either.
+
+    All four are in `batch_stats`, [C] each, and never change: `torchvision.ops.FrozenBatchNorm2d`,
+    as detectors have it whose batches are too small for statistics.
+    """
+
+    epsilon: float = 1e-5
+    dtype: Dtype = jnp.float32
+    use_scale: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, *, product: Any = None) -> Array:
+        """Maps [N, *size, C] to the same shape; `product` is there for BatchNorm's sake."""
+        shape = x.shape[-1:]
+        start = {"mean": jnp.zeros, "var": jnp.ones, "bias": jnp.zeros}
+        start |= {"scale": jnp.ones} if self.use_scale else {}
+        kept = {n: self.variable("batch_stats", n, make, shape).value for n, make in start.items()}
+        factor = lax.rsqrt(kept["var"] + self.epsilon) * kept.get("scale", 1.0)
+        shift = kept["bias"] - kept["mean"] * factor
+        y = x.astype(factor.dtype) * broadcast_channels(factor, x) + broadcast_channels(shift, x)
+        return y.astype(self.dtype)
+
+
 def _square(x: Array) -> Array:
     return (x * x.conj()).real if jnp.iscomplexobj(x) else x * x
 

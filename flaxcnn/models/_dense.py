@@ -96,6 +96,14 @@ def freeze_kwargs(kwargs: Mapping[str, Any]) -> FrozenDict[str, Any]:
     return FrozenDict({name: freeze(value) for name, value in dict(kwargs).items()})
 
 
+def upsample_nearest(x: Array, like: Array) -> Array:
+    """Maps with twice the sides, each value four times, cut to the size of `like`."""
+    count, height, width, channels = x.shape
+    shape = (count, height, 2, width, 2, channels)
+    x = jnp.broadcast_to(x[:, :, None, :, None], shape)
+    return crop(x.reshape(count, 2 * height, 2 * width, channels), 0, like)
+
+
 def crop(x: Array, offset: int, like: Array) -> Array:
     """The part of maps that begins `offset` from the top left and is as large as `like`."""
     height, width = like.shape[1:3]

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flaxcnn.errors import UserError
-from flaxcnn.layers import BatchNorm, Dropout, global_avg_pool
+from flaxcnn.layers import BatchNorm, Dropout, FrozenBatchNorm, global_avg_pool
 
 Array = jax.Array
 
@@ -27,6 +27,7 @@ class Network(nn.Module, kw_only=True):
         last of them is computed or has parameters.
       remat: to keep only what goes in and out of blocks for the backward pass, which computes the
         rest again: less memory, about a third more time (Chen et al. 2016, arXiv:1604.06174).
+      frozen_norm: BatchNorm by running averages, of which nothing is trained (`FrozenBatchNorm`).
     """
 
     num_classes: int
@@ -35,6 +36,7 @@ class Network(nn.Module, kw_only=True):
     features_only: bool = False
     out_indices: tuple[int, ...] | None = None
     remat: bool = False
+    frozen_norm: bool = False
 
 
 class Outputs(NamedTuple):
@@ -57,8 +59,10 @@ class Feature(NamedTuple):
 
 def make_norm(
     network: Any, train: bool, *, momentum: float = 0.9, epsilon: float = 1e-5, **arguments: Any
-) -> Callable[..., BatchNorm]:
+) -> Callable[..., Any]:
     """BatchNorm in the mode, `dtype` and `axis_name` of a network, with `arguments` of its own."""
+    if getattr(network, "frozen_norm", False):
+        return functools.partial(FrozenBatchNorm, epsilon, dtype=network.dtype, **arguments)
     return functools.partial(
         BatchNorm,
         not train,

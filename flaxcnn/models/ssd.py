@@ -84,8 +84,8 @@ class SSD(BackboneNetwork, kw_only=True):
         Raises UserError for images so small that maps would vanish.
         """
         conv = functools.partial(Conv, dtype=self.dtype, kernel_init=glorot_uniform)
-        vgg = {"ceil_pool": True} if self.backbone.startswith("vgg") else {}
-        maps = self.run_backbone(images, train=train, **vgg)
+        caffe = {"ceil_pool": True} if self.backbone.startswith("vgg") else {}
+        maps = self.run_backbone(images, train=train, **caffe)
         maps = choose_strides(self, images, maps, self.strides)
         x = maps[-1]
         if self.reduced:

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from flaxcnn.layers import Conv, max_pool
 from flaxcnn.models._backbone import BackboneNetwork, choose_strides
-from flaxcnn.models._dense import crop
+from flaxcnn.models._dense import upsample_nearest
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._network import run_block
@@ -72,7 +72,7 @@ class YOLOv3(YOLOv3Network):
         for i, stride in enumerate(strides):
             if i:
                 x = unit(x, self.features // 2**i, 1, f"scale{stride}_down")
-                x = jnp.concatenate([upsample(x, maps[i]), maps[i]], axis=-1)
+                x = jnp.concatenate([upsample_nearest(x, maps[i]), maps[i]], axis=-1)
             x, wide = run_block(
                 self,
                 _convolve,
@@ -123,16 +123,8 @@ class YOLOv3Tiny(YOLOv3Network):
         x = unit(coarse, self.features, 1, "scale32_1")
         last = self.put_out(unit(x, 2 * self.features, 3, "scale32_2"), 32)
         x = unit(x, self.features // 2, 1, "scale16_down")
-        x = jnp.concatenate([upsample(x, fine), fine], axis=-1)
+        x = jnp.concatenate([upsample_nearest(x, fine), fine], axis=-1)
         return self.put_out(unit(x, self.features, 3, "scale16_1"), 16), last
-
-
-def upsample(x: Array, like: Array) -> Array:
-    """Maps with twice the sides, each value four times, cut to the size of `like`."""
-    count, height, width, channels = x.shape
-    shape = (count, height, 2, width, 2, channels)
-    x = jnp.broadcast_to(x[:, :, None, :, None], shape)
-    return crop(x.reshape(count, 2 * height, 2 * width, channels), 0, like)
 
 
 _variant = functools.partial(

@@ -1,6 +1,7 @@
 """The networks, one file per paper, and their registry."""
 
 from flaxcnn.models._fold import fold_batch_norm as fold_batch_norm
+from flaxcnn.models._fpn import FPN as FPN
 from flaxcnn.models._initialize import init as init
 from flaxcnn.models._network import Feature as Feature
 from flaxcnn.models._network import Network as Network
@@ -9,6 +10,8 @@ from flaxcnn.models._network import feature_info as feature_info
 from flaxcnn.models._registry import create_model as create_model
 from flaxcnn.models._registry import list_models as list_models
 from flaxcnn.models._registry import variant as variant
+from flaxcnn.models._rpn import RPNHead as RPNHead
+from flaxcnn.models._two_stage import TwoStageOutputs as TwoStageOutputs
 from flaxcnn.models._variant import Variant as Variant
 from flaxcnn.models.airbench import Airbench as Airbench
 from flaxcnn.models.alexnet import AlexNet as AlexNet
@@ -19,6 +22,8 @@ from flaxcnn.models.darknet import Darknet19 as Darknet19
 from flaxcnn.models.darknet import Darknet53 as Darknet53
 from flaxcnn.models.deeppose import PoseCascade as PoseCascade
 from flaxcnn.models.densenet import DenseNet as DenseNet
+from flaxcnn.models.faster_rcnn import FasterRCNN as FasterRCNN
+from flaxcnn.models.faster_rcnn import FasterRCNNOnMaps as FasterRCNNOnMaps
 from flaxcnn.models.fcn import FCN as FCN
 from flaxcnn.models.fcn_backbone import DilatedFCN as DilatedFCN
 from flaxcnn.models.fcn_backbone import SkipFCN as SkipFCN
@@ -30,6 +35,7 @@ from flaxcnn.models.integral import IntegralBox as IntegralBox
 from flaxcnn.models.integral import IntegralPose as IntegralPose
 from flaxcnn.models.lenet import LeNet as LeNet
 from flaxcnn.models.lenet import LeNet5 as LeNet5
+from flaxcnn.models.mask_rcnn import MaskRCNN as MaskRCNN
 from flaxcnn.models.mlp import MLP as MLP
 from flaxcnn.models.mobilenet import MobileNet as MobileNet
 from flaxcnn.models.mobilenet_v2 import MobileNetV2 as MobileNetV2

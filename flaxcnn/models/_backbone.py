@@ -39,7 +39,7 @@ class BackboneNetwork(DenseNetwork, kw_only=True):
         return {kind: {"backbone": tree} for kind, tree in variables.items()}
 
     def run_backbone(self, images: Array, *, train: bool, **kwargs: Any) -> tuple[Array, ...]:
-        """The maps of all its stages, or of `out_indices`; `kwargs` go to `create_model`."""
+        """The maps of all its stages; `kwargs` are arguments that `backbone_kwargs` may replace."""
         from flaxcnn.models._registry import create_model  # which imports networks of this kind
 
         network: Any = create_model(
@@ -48,8 +48,7 @@ class BackboneNetwork(DenseNetwork, kw_only=True):
             axis_name=self.axis_name,
             remat=self.remat,
             features_only=True,
-            **self.backbone_kwargs,
-            **kwargs,
+            **{**kwargs, **self.backbone_kwargs},
         )
         return network.clone(parent=self, name="backbone")(images, train=train)
 

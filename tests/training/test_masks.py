@@ -13,7 +13,7 @@ from flaxcnn.tasks.classification import Classification
 from flaxcnn.training import Config, OptimizerConfig, train
 from flaxcnn.training.inference import load_run
 from flaxcnn.training.masks import hold, read_masks
-from flaxcnn.training.optim import Lookahead
+from flaxcnn.training.optim import Lookahead, make_optimizer
 from flaxcnn.training.state import make_state
 from flaxcnn.training.step import TrainStep, make_preprocess
 
@@ -37,13 +37,13 @@ def make_batch(seed):
 
 
 def find_gradient(kernel, images, labels):
-    """That of softmax regression on standardised pixels without a bias, in float64."""
+    """That of softmax regression on standardised pixels with a bias of 0, in float64."""
     x = ((images / 255 - 0.5) / 0.25).reshape(len(images), -1)
     logits = x @ np.float64(kernel)
     p = np.exp(logits - logits.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     p[np.arange(len(labels)), labels] -= 1
-    return x.T @ p / len(labels)
+    return x.T @ p / len(labels), p.mean(0)
 
 
 def make_parts(tx, *, masked=False, shared=False, kernel=None, **kwargs):
@@ -64,20 +64,25 @@ def make_parts(tx, *, masked=False, shared=False, kernel=None, **kwargs):
 
 
 def test_a_masked_weight_is_zero_and_the_rest_has_its_own_gradient():
-    step, state = make_parts(optax.sgd(LEARNING_RATE), masked=True)
+    """Of which alone is the norm that clips it."""
+    step, state = make_parts(
+        optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(LEARNING_RATE)), masked=True
+    )
     kernel = np.float64(state.params["classifier"]["kernel"])
     assert not kernel[~MASK].any() and kernel[MASK].all()
     batch = make_batch(1)
     state, _ = step(state, batch, 1.0)
-    grad = find_gradient(kernel, *batch)
-    expected = np.where(MASK, kernel - LEARNING_RATE * grad, 0)
+    grad, of_bias = find_gradient(kernel, *batch)
+    norm = np.sqrt((grad[MASK] ** 2).sum() + (of_bias**2).sum())
+    assert norm > 0.1
+    expected = np.where(MASK, kernel - LEARNING_RATE * 0.1 / norm * grad, 0)
     np.testing.assert_allclose(state.params["classifier"]["kernel"], expected, atol=1e-6)
 
 
 def test_zeros_stay_under_any_optimizer_average_and_lookahead():
-    """Lion moves by a sign and decay, and an average remembers where weights began."""
+    """Muon moves what has no gradient, too, and an average remembers where weights began."""
     step, state = make_parts(
-        optax.lion(0.1, weight_decay=0.1),
+        make_optimizer(OptimizerConfig(name="muon", weight_decay=0.1), lambda step: 0.1),
         masked=True,
         ema_decay=0.9,
         lookahead=Lookahead(2, 0.5, 3),
@@ -96,11 +101,24 @@ def test_shared_weights_move_by_the_sum_of_their_gradients():
     kernel = np.array([-0.5, -0.1, 0.2, 0.4], np.float32)[groups]
     step, state = make_parts(optax.sgd(LEARNING_RATE), shared=True, kernel=kernel)
     batch = make_batch(1)
-    grad = find_gradient(kernel, *batch)
+    grad, _ = find_gradient(kernel, *batch)
     sums = np.bincount(groups.reshape(-1), grad.reshape(-1))
     state, _ = jax.jit(step)(state, batch, 1.0)
     moved = np.asarray(state.params["classifier"]["kernel"])
     np.testing.assert_allclose(moved, kernel - LEARNING_RATE * sums[groups], atol=1e-6)
+    assert len(np.unique(moved)) == 4
+
+
+def test_shared_weights_stay_equal_where_an_update_is_not_the_same_for_all():
+    """Adaptive clipping is by unit: weights of other units move by other amounts."""
+    groups = np.random.default_rng(1).integers(0, 4, (16, CLASSES))
+    kernel = np.array([-0.5, -0.1, 0.2, 0.4], np.float32)[groups]
+    tx = optax.chain(optax.adaptive_grad_clip(0.01), optax.sgd(LEARNING_RATE))
+    step, state = make_parts(tx, shared=True, kernel=kernel)
+    state, _ = step(state, make_batch(1), 1.0)
+    moved = np.asarray(state.params["classifier"]["kernel"])
+    for group in range(4):
+        assert len(np.unique(moved[groups == group])) == 1
     assert len(np.unique(moved)) == 4
 
 

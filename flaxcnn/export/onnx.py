@@ -73,7 +73,8 @@ def export_onnx(
 
 def _name_outputs(answer: Any) -> list[str]:
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(answer)]
-    return [jax.tree_util.keystr(path, simple=True) or "probabilities" for path in paths]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    return [name or "probabilities" for name in names]
 
 
 @contextlib.contextmanager

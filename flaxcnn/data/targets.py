@@ -40,8 +40,8 @@ class Boxes(struct.PyTreeNode):
     """Up to M boxes around objects.
 
     A box with a side below 1 pixel after moving is no longer valid, as with torchvision's
-    `v2.SanitizeBoundingBoxes`; how much of the object was cut off plays no part, as there and, by
-    default (min_visibility=0), in albumentations.
+    `v2.SanitizeBoundingBoxes`; nor is one of which less than `least_share` of its area is left
+    (min_visibility in albumentations).
     """
 
     boxes: Leaf  # float32 [M, 4]: left, top, right, bottom in pixels
@@ -49,6 +49,7 @@ class Boxes(struct.PyTreeNode):
     labels: Leaf  # int32 [M]
     crowd: Leaf | None = None  # bool [M]: around many objects (COCO's iscrowd)
     area: Leaf | None = None  # float32 [M]: pixels that the object covers, which COCO sorts by
+    least_share: float = struct.field(pytree_node=False, default=0.0)
 
     def moved(self, matrix: Array, size: Size) -> Self:
         """The smallest boxes around the warped corners, cut at the borders."""
@@ -57,20 +58,25 @@ class Boxes(struct.PyTreeNode):
         whole = geometry.warp_boxes(boxes, matrix)
         cut = jnp.clip(whole, 0, jnp.asarray([[width, height, width, height]], jnp.float32))
         sides = cut[:, 2:] - cut[:, :2]
-        valid = self.valid & (sides >= LEAST_SIDE).all(axis=-1)
+        share = _share_left(whole, sides)
+        valid = self.valid & (sides >= LEAST_SIDE).all(axis=-1) & (share >= self.least_share)
         area = self.area
         if area is not None:
-            area = jnp.where(valid, area * _area_factor(boxes, matrix, whole, sides), 0)
+            area = jnp.where(valid, area * share * _growth(boxes, matrix), 0)
         return self.replace(boxes=jnp.where(valid[:, None], cut, 0), valid=valid, area=area)
 
 
-def _area_factor(boxes: Array, matrix: Array, whole: Array, sides: Array) -> Array:
-    """What warping does to an area at each box's centre, times the share of the box left, [M]."""
+def _share_left(whole: Array, sides: Array) -> Array:
+    """The share of each box's area that is left when its sides are cut to `sides` [M, 2]."""
+    before = (whole[:, 2:] - whole[:, :2]).prod(axis=-1)
+    return sides.prod(axis=-1) / jnp.where(before > 0, before, 1)
+
+
+def _growth(boxes: Array, matrix: Array) -> Array:
+    """What warping multiplies an area at each box's centre by, [M]."""
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
     depth = product(matrix[2, 0], x) + product(matrix[2, 1], y) + matrix[2, 2]
-    before = (whole[:, 2:] - whole[:, :2]).prod(axis=-1)
-    share = sides.prod(axis=-1) / jnp.where(before > 0, before, 1)
-    return share * jnp.abs(geometry.determinant(matrix) / depth**3)  # the Jacobian's determinant
+    return jnp.abs(geometry.determinant(matrix) / depth**3)  # the Jacobian's determinant
 
 
 class Keypoints(struct.PyTreeNode):

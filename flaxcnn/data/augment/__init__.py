@@ -1,7 +1,8 @@
 """Augmentation: pure functions of (key, image), vmapped inside the training step.
 
 `color`, `filters`, `resize` and `data/geometry.py` are what can be done to one image, without
-chance; `operations` and `policies` draw its amounts; `mixing` is about pairs of examples;
+chance; `operations` and `policies` draw its amounts; `mixing` is about pairs of examples,
+`scenes` about the boxes of objects;
 `pipeline` makes one function of a policy from the config, which moves an image's targets with it.
 `views` is about testing: several looks at one image.
 """

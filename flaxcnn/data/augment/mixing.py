@@ -1,6 +1,7 @@
 """Mixing of examples: each with its neighbour in the batch, which the epoch's order made random."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -108,14 +109,16 @@ def mix_batch(
     `keys` is one per example. Under `pmap` over `axis_name` N is a device's part, and its last
     example is mixed with the first of the next device's.
     """
-
-    def following(x: Array) -> Array:
-        first = x[:1]
-        if axis_name is not None:
-            count = jax.lax.axis_size(axis_name)
-            pairs = [((i + 1) % count, i) for i in range(count)]
-            first = jax.lax.ppermute(first, axis_name, pairs)
-        return jnp.concatenate([x[1:], first])
-
+    following = functools.partial(take_following, axis_name=axis_name)
     mixed, shares = jax.vmap(mix.apply)(keys, images, following(images))
     return mixed, Mixed(targets, jax.tree.map(following, targets), shares)
+
+
+def take_following(x: Array, axis_name: str | None = None) -> Array:
+    """Of each example of [N, ...] the next one's, of the last the first's; under `pmap` too."""
+    first = x[:1]
+    if axis_name is not None:
+        count = jax.lax.axis_size(axis_name)
+        pairs = [((i + 1) % count, i) for i in range(count)]
+        first = jax.lax.ppermute(first, axis_name, pairs)
+    return jnp.concatenate([x[1:], first])

@@ -6,6 +6,7 @@ the probability of the entry. The image goes through the entries in order, and n
 geometric ones are one warp. "alternating_flip" may only come first, mixing only last.
 """
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
@@ -16,14 +17,22 @@ import jax.numpy as jnp
 
 from flaxcnn.data import geometry
 from flaxcnn.data.augment.kinds import Change, Operation, Warp, with_probability
-from flaxcnn.data.augment.mixing import Mix, cutmix, mix_batch, mixup, mixup_or_cutmix
+from flaxcnn.data.augment.mixing import (
+    Mix,
+    cutmix,
+    mix_batch,
+    mixup,
+    mixup_or_cutmix,
+    take_following,
+)
 from flaxcnn.data.augment.operations import OPERATIONS
 from flaxcnn.data.augment.policies import autoaugment, randaugment, trivialaugment
 from flaxcnn.data.augment.progressive import progressive_resize
+from flaxcnn.data.augment.scenes import Mosaic, Scene, mosaic, mosaic_batch, random_iou_crop
 from flaxcnn.data.augment.settings import call_maker, freeze_policy, split_entry
 from flaxcnn.data.geometry import Size
 from flaxcnn.data.rounding import product
-from flaxcnn.data.targets import has_places, move
+from flaxcnn.data.targets import Boxes, has_places, move
 from flaxcnn.errors import UserError
 
 Array = jax.Array
@@ -40,7 +49,13 @@ class AlternatingFlip:
     """
 
 
-MAKERS: dict[str, Callable[..., Operation | Mix | AlternatingFlip]] = {
+Entry = Operation | Scene | Mix | Mosaic | AlternatingFlip
+
+SCENES: dict[str, Callable[..., Scene | Mosaic]] = {
+    "random_iou_crop": random_iou_crop,
+    "mosaic": mosaic,
+}
+MAKERS: dict[str, Callable[..., Entry]] = {
     **OPERATIONS,
     "randaugment": randaugment,
     "trivialaugment": trivialaugment,
@@ -50,6 +65,7 @@ MAKERS: dict[str, Callable[..., Operation | Mix | AlternatingFlip]] = {
     "mixup": mixup,
     "cutmix": cutmix,
     "mixup_or_cutmix": mixup_or_cutmix,
+    **SCENES,
 }
 
 
@@ -70,7 +86,7 @@ def read_policy(
                 raise UserError("the images are grey")
             if isinstance(operation, AlternatingFlip) and index:
                 raise UserError("can only be the first entry")
-            if operations and isinstance(operations[-1], Mix):
+            if operations and isinstance(operations[-1], Mix | Mosaic):
                 raise UserError(f"nothing can follow {policy[index - 1][0]}")
             if by_class and not _keeps_to_its_image(operation):
                 raise UserError("cannot be for data.augment_classes only")
@@ -82,17 +98,17 @@ def read_policy(
     return operations
 
 
-def _keeps_to_its_image(operation: Operation | Mix | AlternatingFlip) -> bool:
+def _keeps_to_its_image(operation: Entry) -> bool:
     return isinstance(operation, Warp) or (isinstance(operation, Change) and operation.keeps_size)
 
 
-def _takes_places_along(operation: Operation | Mix | AlternatingFlip) -> bool:
+def _takes_places_along(operation: Entry) -> bool:
     if isinstance(operation, Change):
         return operation.moves is not None
     return not isinstance(operation, Mix)
 
 
-def _read_entry(entry: Any) -> Operation | Mix | AlternatingFlip:
+def _read_entry(entry: Any) -> Entry:
     name, settings, named = split_entry(entry, MAKERS)
     make, chance = MAKERS[name], None
     if "p" not in inspect.signature(make).parameters:
@@ -108,6 +124,7 @@ def _read_entry(entry: Any) -> Operation | Mix | AlternatingFlip:
 def augmented_shape(policy: Policy, image_shape: Sequence[int]) -> tuple[int, ...]:
     """(height, width, channels) of what `policy` makes of images of `image_shape`."""
     operations = read_policy(policy, channels=image_shape[-1])
+    # What looks at boxes keeps an image's size.
     transform = make_transform([o for o in operations if isinstance(o, Warp | Change)])
     image = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32)
     return jax.eval_shape(transform, jax.random.key(0), image, ())[0].shape
@@ -135,12 +152,14 @@ def make_augment(
     """
     operations = read_policy(policy, channels=image_shape[-1], by_class=bool(classes))
     alternate = bool(operations) and isinstance(operations[0], AlternatingFlip)
-    mix = operations[-1] if operations and isinstance(operations[-1], Mix) else None
-    transform = make_transform([o for o in operations if isinstance(o, Warp | Change)])
+    mix = operations[-1] if operations and isinstance(operations[-1], Mix | Mosaic) else None
+    transform = make_transform([o for o in operations if isinstance(o, Warp | Change | Scene)])
 
     def augment(key: Array, step: Array, images: Array, targets: Any) -> tuple[Array, Any]:
         if has_places(targets):
             read_policy(policy, places=True)
+        if any(isinstance(o, Scene | Mosaic) for o in operations) and type(targets) is not Boxes:
+            raise UserError("data.augment: random_iou_crop and mosaic need targets that are boxes")
         key = jax.random.fold_in(jax.random.fold_in(key, step), _PURPOSE)
         positions = jnp.arange(len(images))
         if axis_name is not None:
@@ -158,6 +177,9 @@ def make_augment(
         if mix is None:
             return images, targets
         keys = jax.vmap(lambda k: jax.random.fold_in(k, len(operations)))(keys)
+        if isinstance(mix, Mosaic):
+            following = functools.partial(take_following, axis_name=axis_name)
+            return mosaic_batch(mix, keys, images, targets, following)
         return mix_batch(mix, keys, images, targets, axis_name)
 
     return augment
@@ -178,7 +200,7 @@ def _flip_targets(flipped: Array, targets: Any, size: Size) -> Any:
     return jax.vmap(lambda target, matrix: move(target, matrix, size))(targets, matrices)
 
 
-def make_transform(operations: Sequence[Operation]) -> Callable[..., tuple[Array, Any]]:
+def make_transform(operations: Sequence[Operation | Scene]) -> Callable[..., tuple[Array, Any]]:
     """(key, image float32 [H, W, C] in 0..1, its targets) -> both after `operations`."""
     stages = _warps_together(operations)
 
@@ -192,9 +214,9 @@ def make_transform(operations: Sequence[Operation]) -> Callable[..., tuple[Array
     return transform
 
 
-def _warps_together(operations: Sequence[Operation]) -> list[list[Operation]]:
+def _warps_together(operations: Sequence[Operation | Scene]) -> list[list[Operation | Scene]]:
     """Each operation alone, but neighbouring warps in one list if their fills agree."""
-    stages: list[list[Operation]] = []
+    stages: list[list[Operation | Scene]] = []
     for operation in operations:
         last = stages[-1] if stages else []
         fills = {o.fill for o in last if isinstance(o, Warp)} - {None}
@@ -211,13 +233,15 @@ def _warps_together(operations: Sequence[Operation]) -> list[list[Operation]]:
 
 
 def _apply(
-    stage: list[Operation], keys: list[Array], image: Array, targets: Any
+    stage: list[Operation | Scene], keys: list[Array], image: Array, targets: Any
 ) -> tuple[Array, Any]:
     """One operation, or several warps by a single sampling of the image.
 
     Targets move once per sampling, too: what the first took out, the second cannot bring back.
     """
     size = (image.shape[0], image.shape[1])
+    if isinstance(stage[0], Scene):
+        return stage[0].apply(keys[0], image, targets)
     if isinstance(stage[0], Change):
         change, key = stage[0], keys[0]
         image = change.apply(key, image)

@@ -24,7 +24,7 @@ NETWORK = {"backbone": "mobilenet_v2_1.00_224"}
 
 
 def get_config() -> Config:
-    """Forty epochs of the first stage, eight of the second; AdamW and L1 on images of 160x160."""
+    """Forty epochs of the first stage, four of the second; AdamW and L1 on images of 160x160."""
     return Config(
         model=ModelConfig(
             name="integral_pose",
@@ -67,13 +67,13 @@ def get_config() -> Config:
                         "first_kwargs": NETWORK,
                         "second": "integral_pose",
                         "second_kwargs": NETWORK,
-                        "share": 0.4,
+                        "share": 0.35,
                         "crop": 64,
                         "jitter": 0.05,
                     },
                     "optimizer.freeze": f"stage1|stage2/{STILL}",
                     "optimizer.learning_rate": 5e-4,
-                    "epochs": 8,
+                    "epochs": 4,
                 },
             ),
         ),

@@ -20,9 +20,10 @@ def get_config() -> Config:
         model=ModelConfig(
             name="integral_box",
             kwargs={
-                "backbone": "mobilenet_v2",
-                "backbone_kwargs": {"width": 0.35},
+                "backbone": "cifar_resnet20",
+                "backbone_kwargs": {"features": 8, "depths": (1, 2, 3)},
                 "stride": 4,
+                "features": 48,
             },
         ),
         data=DataConfig(source="boxes:mnist_scenes", batch_size=64, eval_batch_size=250),

@@ -379,6 +379,9 @@ def _open_stage(stage: Stage, folder: Path, before: Experiment | None) -> Experi
         experiment = Experiment(config, dataset, folder=folder / stage.name)
         experiment.start = start
         ours, theirs = (of.abstract_state().variables for of in (experiment, before))
+        if parse_spec(config.model.weights).into:
+            model: Any = experiment.model
+            theirs = model.adopt(theirs)
         experiment.match_weights(ours, theirs)
     _ = experiment.plan, experiment.schedule, experiment.lookahead
     return experiment

@@ -45,3 +45,10 @@ def normalize_to_one(images: jax.Array) -> jax.Array:
 def flatten(x: jax.Array) -> jax.Array:
     """Reshapes [N, ...] to [N, all the rest]; of no images, N = 0, -1 could not tell the rest."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+def flatten_windows(x: jax.Array, side: int) -> jax.Array:
+    """The values of each window, in the order of rows, columns, channels: [N, H', W', values]."""
+    rows, columns = (n - side + 1 for n in x.shape[1:3])
+    parts = [x[:, i : i + rows, j : j + columns] for i in range(side) for j in range(side)]
+    return jnp.concatenate(parts, axis=-1)

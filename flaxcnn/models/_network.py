@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 
 from flaxcnn.errors import UserError
-from flaxcnn.layers import BatchNorm, Dropout, FrozenBatchNorm, global_avg_pool
+from flaxcnn.layers import BatchNorm, Dropout, FrozenBatchNorm, avg_pool, global_avg_pool
 
 Array = jax.Array
 
@@ -28,6 +28,9 @@ class Network(nn.Module, kw_only=True):
       remat: to keep only what goes in and out of blocks for the backward pass, which computes the
         rest again: less memory, about a third more time (Chen et al. 2016, arXiv:1604.06174).
       frozen_norm: BatchNorm by running averages, of which nothing is trained (`FrozenBatchNorm`).
+      window: 0, or the side of windows of the last maps that are classified one beside the other,
+        [N, H', W', num_classes], with the weights of a classifier of images whose last maps are as
+        large: a sliding window over a larger image, computed once.
     """
 
     num_classes: int
@@ -37,6 +40,7 @@ class Network(nn.Module, kw_only=True):
     out_indices: tuple[int, ...] | None = None
     remat: bool = False
     frozen_norm: bool = False
+    window: int = 0
 
 
 class Outputs(NamedTuple):
@@ -123,13 +127,32 @@ def classify(
 ) -> Array:
     """The head that most networks have: averages of the maps, dropout, a dense layer in float32.
 
-    Maps [N, H, W, C] to logits [N, num_classes], or to the averages [N, C] if there are no classes.
+    Maps [N, H, W, C] to logits [N, num_classes], or to the averages [N, C] if there are no classes;
+    of each window, if there are windows.
     """
-    x = global_avg_pool(maps)
+    x = average(network, maps)
     if network.num_classes:
         x = Dropout(dropout, network.axis_name, name="dropout")(x, train=train)
         x = nn.Dense(network.num_classes, kernel_init=kernel_init, name="classifier")(x)
     return x.astype(jnp.float32)
+
+
+def average(network: Network, maps: Array) -> Array:
+    """The averages of maps [N, H, W, C], [N, C], or of each window, [N, H', W', C]."""
+    if not network.window:
+        return global_avg_pool(maps)
+    check_window(network, maps)
+    return avg_pool(maps, (network.window,) * 2, (1, 1))
+
+
+def check_window(network: Network, maps: Array) -> None:
+    """Raises UserError for windows larger than the maps [N, H, W, C]."""
+    height, width = maps.shape[1:3]
+    if min(height, width) < network.window:
+        raise UserError(
+            f"window is {network.window}, and the last maps of {type(network).__name__} are "
+            f"{height}x{width}"
+        )
 
 
 def feature_info(network: nn.Module, input_shape: tuple[int, int, int]) -> list[Feature]:

@@ -21,7 +21,7 @@ from flaxcnn.layers import Conv, conv, global_max_pool, max_pool
 from flaxcnn.layers.channels import broadcast_channels
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, make_norm, run_block, run_stages
+from flaxcnn.models._network import Network, check_window, make_norm, run_block, run_stages
 from flaxcnn.models._residual import dense_uniform
 from flaxcnn.models._variant import make_variant
 
@@ -126,7 +126,13 @@ class Airbench(Network):
         if self.features_only:
             return outputs
         # Of 32x32 images 3x3 is left: the paper's last pooling, for images of any size.
-        x = global_max_pool(outputs[-1]).astype(jnp.float32)
+        x = outputs[-1]
+        if self.window:
+            check_window(self, x)
+            x = max_pool(x, (self.window,) * 2, (1, 1))
+        else:
+            x = global_max_pool(x)
+        x = x.astype(jnp.float32)
         if self.num_classes:
             dense = nn.Dense(
                 self.num_classes, use_bias=False, kernel_init=dense_uniform, name="classifier"

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.typing import Initializer
 
+from flaxcnn.errors import UserError
 from flaxcnn.layers import Conv, Dropout, adaptive_avg_pool, local_response_norm, max_pool
 from flaxcnn.models._deviation import Deviation
-from flaxcnn.models._images import check_images, flatten
-from flaxcnn.models._network import Network, run_block, run_stages
+from flaxcnn.models._images import check_images, flatten, flatten_windows
+from flaxcnn.models._network import Network, check_window, run_block, run_stages
 from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
@@ -60,11 +61,18 @@ def classify_maps(
 ) -> Array:
     """The dense layers: maps [N, H, W, C] -> float32 logits, or the last hidden layer's output.
 
+    With `network.window` of each window of the maps, which is as large as `map_side`.
     `hidden` is nn.Dense with initialisers chosen. Dropout follows each hidden layer, or with
     `dropout_first` precedes it.
     """
     side = network.map_side
-    x = flatten(adaptive_avg_pool(x, (side, side)))
+    if network.window not in (0, side):
+        raise UserError(
+            f"window is {network.window}, and the dense layers of {type(network).__name__} see "
+            f"{side}x{side} places"
+        )
+    check_window(network, x)
+    x = flatten_windows(x, side) if network.window else flatten(adaptive_avg_pool(x, (side, side)))
     for i, width in enumerate(network.hidden, 1):
         layer = hidden(width, dtype=network.dtype, name=f"fc{i}")
         drop = Dropout(network.dropout, network.axis_name, name=f"fc{i}_dropout")

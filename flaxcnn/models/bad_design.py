@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import Conv, max_pool
-from flaxcnn.models._images import check_images, flatten
-from flaxcnn.models._network import Network, classify, run_block, run_stages
+from flaxcnn.models._images import check_images, flatten, flatten_windows
+from flaxcnn.models._network import Network, check_window, classify, run_block, run_stages
 from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
@@ -58,7 +58,9 @@ class BadDesign(Network):
         outputs = run_stages(self, images, stages)
         if self.features_only:
             return outputs
-        x = flatten(outputs[-1])
+        x = outputs[-1]
+        check_window(self, x)
+        x = flatten_windows(x, self.window) if self.window else flatten(x)
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, kernel_init=glorot, name="fc1")(x))
         if self.num_classes:
             x = nn.Dense(self.num_classes, kernel_init=glorot, name="classifier")(x)

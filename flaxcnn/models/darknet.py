@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import Conv, Dropout, DropPath, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, Dropout, DropPath, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
+from flaxcnn.models._network import Network, average, classify, make_norm, run_block, run_stages
 from flaxcnn.models._residual import drop_rate
 from flaxcnn.models._variant import make_variant
 
@@ -71,7 +71,7 @@ class Darknet19(Network):
         x = Dropout(self.dropout, self.axis_name, name="dropout")(outputs[-1], train=train)
         if self.num_classes:
             x = Conv(self.num_classes, 1, kernel_init=he_normal, name="classifier")(x)
-        return global_avg_pool(x.astype(jnp.float32))
+        return average(self, x.astype(jnp.float32))
 
 
 class DarkBlock(nn.Module):

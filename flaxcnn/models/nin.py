@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import Conv, Dropout, avg_pool, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, Dropout, avg_pool, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, run_block, run_stages
+from flaxcnn.models._network import Network, average, run_block, run_stages
 from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
@@ -86,7 +86,7 @@ class NiN(Network):
         if self.num_classes:
             init = nn.initializers.normal(self.classifier_std)
             x = nn.relu(Conv(self.num_classes, 1, kernel_init=init, name="classifier")(x))
-        return global_avg_pool(x.astype(jnp.float32))
+        return average(self, x.astype(jnp.float32))
 
 
 def _smallest_side(blocks: tuple[MLPConv, ...]) -> int:

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from flaxcnn.layers import Conv, Dropout, global_avg_pool, max_pool
+from flaxcnn.layers import Conv, Dropout, max_pool
 from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
-from flaxcnn.models._network import Network, run_block, run_stages
+from flaxcnn.models._network import Network, average, run_block, run_stages
 from flaxcnn.models._variant import make_variant
 
 Array = jax.Array
@@ -108,13 +108,13 @@ class SqueezeNet(Network):
             return outputs
         x = outputs[-1]
         if not self.num_classes:
-            return global_avg_pool(x).astype(jnp.float32)
+            return average(self, x).astype(jnp.float32)
         x = Dropout(self.dropout, self.axis_name, name="dropout")(x, train=train)
         init = nn.initializers.normal(0.01)
         classifier = Conv(
             self.num_classes, 1, padding=self.border, kernel_init=init, name="classifier"
         )
-        return global_avg_pool(nn.relu(classifier(x)))
+        return average(self, nn.relu(classifier(x)))
 
 
 _variant = functools.partial(

@@ -11,6 +11,7 @@ import pytest
 from counting import count_multiply_adds, count_values
 from draw import draw_images, draw_weight
 
+from flaxcnn.analysis import receptive_fields
 from flaxcnn.errors import UserError
 from flaxcnn.models import TwoStageOutputs, create_model, list_models, variant
 from flaxcnn.models.yolo_v2 import reorg, stack
@@ -226,3 +227,23 @@ def test_reorg_is_darknet_s_and_stack_keeps_places():
     for i, j, k, m in np.ndindex(3, 2, 2, 2):
         place = slice(8 * (2 * k + m), 8 * (2 * k + m) + 8)
         np.testing.assert_array_equal(y[:, i, j, place], x[:, 2 * i + k, 2 * j + m])
+
+
+SSD_FIELDS = {1: 452, 2: 516, 3: 644, 4: 772}
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("yolo_v2", {"output": 566}),
+        ("yolo_v3", {"scale32_output": 917}),
+        ("yolo_v3_tiny", {"scale32_output": 318}),
+        # Of the maps that boxes are on.
+        ("ssd300", {"fc7": 420, **{f"extra{i}_conv2": n for i, n in SSD_FIELDS.items()}}),
+    ],
+)
+def test_receptive_field(name, fields):
+    """Those of the reference table, where nothing is upsampled."""
+    found = receptive_fields(create_model(name), variant(name).input_shape)
+    assert {layer: found[layer].size[0] for layer in fields} == fields

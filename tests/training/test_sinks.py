@@ -2,15 +2,15 @@
 
 import importlib.util
 import json
+import struct
 import sys
+import time
 import types
-from pathlib import Path
 
 import pytest
 
 import flaxcnn
 from flaxcnn.training import Config, DataConfig, ModelConfig, RunConfig
-from flaxcnn.training.config_json import to_dict
 from flaxcnn.training.sinks import Sinks, flatten
 from flaxcnn.training.workdir import Workdir
 
@@ -116,3 +116,119 @@ def test_what_the_tracker_knows_better_counts(tmp_path, tracker):
 def test_a_config_is_flattened():
     flat = flatten({"a": {"b": 1, "c": {}}, "d": [1, "x"], "e": None, "f": 0.5})
     assert flat == {"a.b": 1, "a.c": "{}", "d": '[1, "x"]', "e": "null", "f": 0.5}
+
+
+@pytest.fixture
+def needs(request):
+    """The package of that name, of which there is a test run; else why the test is skipped."""
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed (docs/tools.md)")
+    return request.param
+
+
+def read_mlflow(folder, name):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["model.name"] == "mnist_mlp_512"
+    pictures = {file.path for file in client.list_artifacts(run.info.run_id)}
+    found = [
+        (metric.step, key, metric.value)
+        for key in run.data.metrics
+        for metric in client.get_metric_history(run.info.run_id, key)
+    ]
+    return run.info.run_id, found, pictures
+
+
+def read_log(file):
+    """The records of a file of wandb, which are in LevelDB's log format after 7 bytes."""
+    content, start, record = file.read_bytes(), 7, b""
+    while start + 7 <= len(content):
+        left = 2**15 - start % 2**15  # of the block
+        if left < 7:
+            start += left
+            continue
+        _, size, kind = struct.unpack("<IHB", content[start : start + 7])
+        record += content[start + 7 : start + 7 + size]
+        start += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def read_wandb(folder, name):
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found, ids, pictures = [], set(), set()
+    for file in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
+        for _ in range(100):  # the end is written just after `finish` has returned
+            records = [Record.FromString(content) for content in read_log(file)]
+            if records and records[-1].WhichOneof("record_type") == "exit":
+                break
+            time.sleep(0.1)
+        for record in records:
+            if record.WhichOneof("record_type") == "run":
+                ids.add(record.run.run_id)
+            for item in record.history.item:
+                key, *part = item.nested_key
+                if part:
+                    pictures.add(f"{key}.png")
+                elif not key.startswith("_"):
+                    found.append((record.history.step.num, key, json.loads(item.value_json)))
+    (run_id,) = ids
+    return run_id, found, pictures
+
+
+def read_trackio(folder, name):
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (run,) = SQLiteStorage.get_runs(name)
+    found, pictures = [], set()
+    for row in SQLiteStorage.get_logs(name, run):
+        for key, value in row.items():
+            if isinstance(value, dict):
+                pictures.add(f"{key}.png")
+            elif key not in ("step", "timestamp"):
+                found.append((row["step"], key, value))
+    return run, found, pictures
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("needs", ["mlflow", "wandb", "trackio"], indirect=True)
+@pytest.mark.filterwarnings("default")  # theirs are not ours
+def test_the_real_package_has_the_runs_rows(needs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    config = Config(
+        model=ModelConfig("mnist_mlp_512", kwargs={"hidden": (4,)}),
+        data=DataConfig("digits", batch_size=256),
+        run=RunConfig(sinks=(f"{needs}:digits",)),
+        epochs=3,
+    )
+    # Stopped after an epoch; the rows after its checkpoint are done again.
+    assert flaxcnn.train(config, tmp_path / "run", on_validation=lambda step, row: True) is None
+    first = json.loads((tmp_path / "run" / "sinks.json").read_text())
+    result = flaxcnn.train(config, tmp_path / "run")
+    assert result is not None
+    run_id, found, pictures = globals()[f"read_{needs}"](tmp_path / "run", "digits")
+    assert run_id == first[f"{needs}:digits"]["run_id"]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["split"] != "state"]
+    expected = {
+        (row["step"], f"{row['split']}/{key}"): value
+        for row in rows
+        for key, value in row.items()
+        if key not in ("split", "step", "epoch")
+    }
+    logged = [entry for entry in found if entry[1].startswith(("train/", "validation/"))]
+    assert len(logged) == len(expected), "each once"
+    assert {(step, key): value for step, key, value in logged} == pytest.approx(expected)
+    last = [value for step, key, value in found if key == "result/accuracy"]
+    assert last == [pytest.approx(result["accuracy"])]
+    assert {"curves.png", "confusion_matrix.png"} <= pictures
+    before = len(found)
+    flaxcnn.train(config, tmp_path / "run")
+    assert len(globals()[f"read_{needs}"](tmp_path / "run", "digits")[1]) == before

@@ -84,13 +84,15 @@ class KeypointNote(Annotation):
 
 @dataclass(frozen=True)
 class BoxNote(Annotation):
-    """Boxes of an image, in its own pixels, filled up to as many as any image has."""
+    """Boxes of an image, in its own pixels; its target has room for `most`, if that is more."""
 
     boxes: np.ndarray  # float32 [M, 4]
     labels: np.ndarray  # int32 [M]
     valid: np.ndarray  # bool [M]
     crowd: np.ndarray | None = None
     area: np.ndarray | None = None
+    most: int = 0
+    least_side: float = LEAST_SIDE  # pixels of the new image, of a box that counts
 
     def fitted(
         self, matrix: np.ndarray, image_size: tuple[int, int], size: tuple[int, int]
@@ -101,14 +103,18 @@ class BoxNote(Annotation):
         height, width = size
         cut = np.clip(whole, 0, np.array([[width, height, width, height]]))
         sides = cut[:, 2:] - cut[:, :2]
-        valid = self.valid & (sides >= LEAST_SIDE).all(axis=-1)
+        valid = self.valid & ((sides >= self.least_side) & (sides > 0)).all(axis=-1)
         area = self.area
         if area is not None:
             before = (whole[:, 2:] - whole[:, :2]).prod(axis=-1)
             share = sides.prod(axis=-1) / np.where(before > 0, before, 1)
             area = np.where(valid, area * share * scale[0] * scale[1], 0).astype(np.float32)
         cut = np.where(valid[:, None], cut, 0).astype(np.float32)
-        return Boxes(cut, valid, self.labels, self.crowd, area)
+        room = [(0, max(0, self.most - len(cut)))]
+        leaves = (valid, self.labels, self.crowd, area)
+        padded = [None if x is None else np.pad(x, room) for x in leaves]
+        placed = np.array([*scale[:2], *shift[:2], *image_size[::-1]], np.float32)
+        return Boxes(np.pad(cut, [*room, (0, 0)]), *padded, placed)
 
 
 @dataclass(frozen=True)

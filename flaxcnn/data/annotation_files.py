@@ -1,4 +1,4 @@
-"""What the sources `boxes:` and `keypoints:` share: files of annotations, and the images they name.
+"""What sources with files of annotations share: where these are, and the images they name.
 
 A source is such a file, with a split for each image or for none, or a folder that holds one file
 per split: NAME in train/, validation/ and test/, or, of keypoints, train.json, val.json and so on.
@@ -143,8 +143,8 @@ def recorded(
 def _weigh(noted: Noted) -> int:
     leaves = [
         getattr(noted.note, name)
-        for name in ("points", "visible", "boxes", "labels")
-        if hasattr(noted.note, name)
+        for name in ("points", "visible", "boxes", "labels", "crowd", "area")
+        if getattr(noted.note, name, None) is not None
     ]
     content = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)
     return Path(noted.path).stat().st_size + zlib.crc32(content + repr(noted.crop).encode())

@@ -84,7 +84,7 @@ def load_dataset(
     record: Record | None = None,
     fit: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Dataset:
-    """Opens "digits", "tfds:<name>", or "folder:", "masks:", "boxes:" or "keypoints:" and a path.
+    """Opens "digits", "tfds:<name>", or one of `FOLDERS` and a path, as "coco:PATH".
 
     The arguments are the fields of `data`.
     Digits are scikit-learn's 1,797 of 8x8 pixels, with a test split that no seed changes. A folder
@@ -223,7 +223,25 @@ def _open_keypoints(name: str, image_format: ImageFormat, record: Record | None)
     return open_keypoints(name, image_format, record)
 
 
-FOLDERS = ("folder", "masks", "boxes", "keypoints")  # what has a path
+def _open_coco(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
+    from flaxcnn.data.coco_files import open_coco
+
+    return open_coco(name, image_format, record)
+
+
+def _open_voc(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
+    from flaxcnn.data.voc_files import open_voc
+
+    return open_voc(name, image_format, record)
+
+
+def _open_yolo(name: str, image_format: ImageFormat, record: Record | None) -> Opened:
+    from flaxcnn.data.yolo_files import open_yolo
+
+    return open_yolo(name, image_format, record)
+
+
+FOLDERS = ("folder", "masks", "boxes", "keypoints", "coco", "voc", "yolo")  # what has a path
 OPENERS: dict[str, Callable[[str, ImageFormat, Record | None], Opened]] = {
     "digits": _open_digits,
     "tfds": _open_tfds,
@@ -231,6 +249,9 @@ OPENERS: dict[str, Callable[[str, ImageFormat, Record | None], Opened]] = {
     "masks": _open_masks,
     "boxes": _open_boxes,
     "keypoints": _open_keypoints,
+    "coco": _open_coco,
+    "voc": _open_voc,
+    "yolo": _open_yolo,
 }
 """By the word before the colon of `data.source`: (what follows it, format, record) -> `Opened`."""
 

@@ -131,7 +131,9 @@ def _add_runs(commands: Any) -> None:
         "resnet50.a1_in1k, hf://user/repo, or a file",
     )
     command.add_argument("--model", default="", metavar="NAME", help="whose network a file is for")
-    command.add_argument("--top", type=int, default=5, metavar="K", help="classes per image")
+    command.add_argument(
+        "--top", type=int, metavar="K", help="entries per image (default: 5; of detection 100)"
+    )
     command.add_argument(
         "--resize",
         choices=RESIZE,

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     Those are named at the end. Raises UserError if not one could be read.
     """
-    if args.top < 1:
+    if args.top is not None and args.top < 1:
         raise UserError(f"--top must be at least 1, got {args.top}")
     files = list(_find_files(args.images))
     predictor, bad, told = _load(args), [], []
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(answer, UserError):
             bad.append(str(answer))
             continue
-        top = task.describe(answer, args.top)
+        top = task.describe(answer, args.top or task.listed)
         more = {"entropy": _entropy(answer)} if args.weights and top else {}
         entry = {"image": str(file), "top": top, **more}
         if out:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
                 lines.append(f"  entropy {more['entropy']:.2f} of {math.log(len(answer)):.2f}")
             print(file, *lines, sep="\n", flush=True)
             if not top:
-                print("  no answer: the network's output for it is not finite")
+                print(f"  {task.nothing}")
         told.append(entry)
     if not told:
         more = f" (and {len(bad) - 1} more files could not be read)" if len(bad) > 1 else ""

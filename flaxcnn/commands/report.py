@@ -97,7 +97,7 @@ def collect(path: str, name: str, most: int) -> Contents:
         figures=_figures(result) | {metric.name: float(result[metric.name])},
         table=task.format(report),
         rows=[row for row in rows if row["split"] != "state"],
-        class_names=trained.facts.class_names,
+        class_names=[*trained.facts.class_names, *filter(None, [task.background])],
         classes=report.get("classes", ()),
         confusions=confusions if final is not None else (),
         wrong=0 if labels is None else int((labels[0] != labels[1]).sum()),

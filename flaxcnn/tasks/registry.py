@@ -4,6 +4,7 @@ from typing import Any
 
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.classification import Classification
+from flaxcnn.tasks.detection.detection import Detection
 from flaxcnn.tasks.localization import Localization
 from flaxcnn.tasks.pose import Pose
 from flaxcnn.tasks.segmentation import Segmentation
@@ -12,6 +13,7 @@ from flaxcnn.tasks.segmentation import Segmentation
 # every other task its `task.kwargs`.
 TASKS: dict[str, Any] = {
     "classification": Classification,
+    "detection": Detection,
     "localization": Localization,
     "pose": Pose,
     "segmentation": Segmentation,

@@ -55,6 +55,9 @@ class Task(Protocol):
     monitor: ClassVar[Metric]  # best checkpoint, early stopping, the figure of a run
     pictures: ClassVar[tuple[str, ...]]  # files that `draw` makes, in the folder of a run
     places: ClassVar[bool] = False  # whether targets move with the image (`data/targets.py`)
+    listed: ClassVar[int] = 5  # entries of an answer that `flaxcnn predict` lists
+    nothing: ClassVar[str] = "no answer: the network's output for it is not finite"  # where none is
+    background: ClassVar[str] = ""  # the last row and column of `confusion`, if they are no class
 
     @staticmethod
     def count(split: Split, classes: int) -> dict[str, list[int]]:

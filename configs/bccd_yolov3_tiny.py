@@ -1,0 +1,68 @@
+"""BCCD, blood cells of three kinds: YOLOv3's tiny form on MobileNetV2, images of 256x192.
+
+flaxcnn train bccd_yolov3_tiny --config.data.source=coco:PATH
+with --config.model.weights=file:mobilenet_v2_1.0_224_q8.safetensors,into=backbone
+"""
+
+from ml_collections import ConfigDict
+
+from flaxcnn.training import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TaskConfig,
+)
+
+
+def get_config() -> Config:
+    """Adam on random parts of images; the backbone's BatchNorm stays as it is."""
+    return Config(
+        model=ModelConfig(
+            name="yolo_v3_tiny",
+            weights="file:mobilenet_v2_1.0_224_q8.safetensors,into=backbone",
+            kwargs=ConfigDict(
+                {"backbone": "mobilenet_v2_1.00_224", "features": 128, "momentum": 0.97}
+            ),
+        ),
+        task=TaskConfig(
+            "detection",
+            {
+                "method": "yolo_v3",
+                # Six fitted to the boxes would put half of the red cells on the coarse map, whose
+                # cells are almost as large as they are.
+                "priors": (
+                    ((16, 16), (35, 36), (45, 43)),  # stride 16: platelets, red cells
+                    ((62, 58), (80, 74), (100, 92)),  # stride 32: white cells
+                ),
+            },
+        ),
+        data=DataConfig(
+            source="coco:bccd",
+            image_size=(192, 256),
+            resize="pad",
+            batch_size=8,
+            eval_batch_size=16,
+            normalization=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # of the weights
+            augment=(
+                ("flip",),
+                ("vertical_flip",),
+                ("random_resized_crop", (0.5, 1.0)),
+                ("brightness", 0.3),
+                ("contrast", 0.3),
+                ("saturation", 0.3),
+            ),
+        ),
+        optimizer=OptimizerConfig(
+            name="adam",
+            learning_rate=2e-3,
+            weight_decay=1e-4,
+            schedule=ScheduleConfig("cosine", warmup_epochs=2.0),
+            rates={"backbone/*": 0.3},
+            freeze="backbone/.*bn",  # the weights' BatchNorm is folded into their kernels
+            ema_decay=0.998,
+        ),
+        epochs=40,
+        steps_per_call=25,
+    )

@@ -60,7 +60,8 @@ def get_config() -> Config:
             weight_decay=1e-4,
             schedule=ScheduleConfig("cosine", warmup_epochs=2.0),
             rates={"backbone/*": 0.3},
-            freeze="backbone/.*bn",  # the weights' BatchNorm is folded into their kernels
+            # The weights' BatchNorm is folded into their kernels; maps down to stride 8 stay.
+            freeze="backbone/(.*bn|stem|stage[123])",
             ema_decay=0.998,
         ),
         epochs=40,

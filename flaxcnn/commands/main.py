@@ -146,7 +146,15 @@ def _add_runs(commands: Any) -> None:
         help="a folder, made if needed, for each image with its answer drawn on it, and for "
         "predictions.json",
     )
-    command.add_argument("images", nargs="+", metavar="IMAGE", help="files and folders")
+    command.add_argument(
+        "--frames", type=int, metavar="N", help="of a video or a camera: stop after so many"
+    )
+    command.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files and folders; or one video file, or camera:0",
+    )
 
 
 def _add_leaving(commands: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from flaxcnn.commands.predict_video import is_video, run_video
 from flaxcnn.data.images import FILE_FORMATS, read_image
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import DONE, FAILED
@@ -25,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.top is not None and args.top < 1:
         raise UserError(f"--top must be at least 1, got {args.top}")
+    if any(map(is_video, args.images)):
+        return run_video(args, _load(args))
     files = list(_find_files(args.images))
     predictor, bad, told = _load(args), [], []
     task, out = predictor.task, _Folder(args.out) if args.out else None

@@ -111,10 +111,14 @@ class BoxNote(Annotation):
             area = np.where(valid, area * share * scale[0] * scale[1], 0).astype(np.float32)
         cut = np.where(valid[:, None], cut, 0).astype(np.float32)
         room = [(0, max(0, self.most - len(cut)))]
-        leaves = (valid, self.labels, self.crowd, area)
-        padded = [None if x is None else np.pad(x, room) for x in leaves]
-        placed = np.array([*scale[:2], *shift[:2], *image_size[::-1]], np.float32)
-        return Boxes(np.pad(cut, [*room, (0, 0)]), *padded, placed)
+        return Boxes(
+            np.pad(cut, [*room, (0, 0)]),
+            np.pad(valid, room),
+            np.pad(self.labels, room),
+            None if self.crowd is None else np.pad(self.crowd, room),
+            None if area is None else np.pad(area, room),
+            np.array([*scale[:2], *shift[:2], *image_size[::-1]], np.float32),
+        )
 
 
 @dataclass(frozen=True)

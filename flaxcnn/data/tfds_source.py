@@ -5,7 +5,8 @@ import difflib
 import importlib.util
 import io
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from flaxcnn.data.images import ImageFormat, find_scale, fit_image
+from flaxcnn.data.annotated import BoxNote
+from flaxcnn.data.images import ImageFormat, find_scale, fit_image, fit_matrix
 from flaxcnn.data.splits import Opened, Records, map_chunks
 from flaxcnn.errors import UserError
 
@@ -66,6 +68,73 @@ class TfdsRecords(Records):
             yield image, label
 
 
+@dataclass(frozen=True)
+class TfdsObjects(TfdsRecords):
+    """Images with objects: `bbox` in shares of the sides, `label`; `is_crowd`, `area` of COCO.
+
+    `is_difficult` of VOC counts as a crowd, as in `voc:`.
+    """
+
+    most: int = 0  # boxes that targets have room for
+
+    def labels(self) -> None:
+        """See `flaxcnn.data.splits.Records`."""
+
+    def read_labels(self, indices: np.ndarray) -> None:
+        """See `flaxcnn.data.splits.Records`."""
+
+    def count(self) -> np.ndarray:
+        """The number of objects of each image; all records are read."""
+
+        def of_chunk(indices: np.ndarray) -> list[int]:
+            return [len(x["objects"]["label"]) for x in self._examples(indices)]
+
+        chunks = map_chunks(of_chunk, len(self), f"objects of {self.title}")
+        return np.array([count for chunk in chunks for count in chunk], np.int64)
+
+    def read(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray | UserError, Any]]:
+        """See `flaxcnn.data.splits.Records`."""
+        for index, example in zip(indices, self._examples(indices), strict=True):
+            try:
+                encoded = example["image"]
+                image = _decode(encoded, self.format, self.fast)
+                if image is None:
+                    raise UserError(f"{self.title}: image {index} is damaged")
+                with Image.open(io.BytesIO(encoded)) as opened:
+                    width, height = opened.size
+                note = self._note(int(index), example["objects"], height, width)
+            except cv2.error:
+                error = f"{self.title}: image {index} is too large or too narrow"
+                yield UserError(error), None
+                continue
+            except UserError as error:
+                yield error, None
+                continue
+            size = self.format.size[0], self.format.size[1]
+            matrix = fit_matrix((height, width), size, self.format.resize)
+            yield image, note.fitted(matrix, (height, width), size)
+
+    def _note(self, index: int, objects: Any, height: int, width: int) -> BoxNote:
+        labels = np.asarray(objects["label"], np.int32)
+        if ((labels < 0) | (labels >= self.classes)).any():
+            raise UserError(
+                f"{self.title}: a label of image {index} is outside 0..{self.classes - 1}"
+            )
+        shares = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)  # top, left, bottom, right
+        boxes = shares[:, [1, 0, 3, 2]] * np.array([[width, height, width, height]], np.float32)
+        crowd = objects.get("is_crowd", objects.get("is_difficult", np.zeros(len(labels))))
+        area = objects.get("area", (boxes[:, 2:] - boxes[:, :2]).prod(axis=-1))
+        return BoxNote(
+            boxes,
+            labels,
+            np.ones(len(labels), bool),
+            np.asarray(crowd, bool),
+            np.asarray(area, np.float32),
+            most=self.most,
+            least_side=0.0,
+        )
+
+
 _SCALED = {  # by what the sides are divided by, for one and for three channels
     1: (cv2.IMREAD_GRAYSCALE, cv2.IMREAD_COLOR),
     2: (cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_COLOR_2),
@@ -103,7 +172,7 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
     """
     import tensorflow_datasets as tfds
 
-    builder, class_names, image_shape = _open_builder(name, image_format)
+    builder, class_names, image_shape, has_objects = _open_builder(name, image_format)
     _prepare(name, builder)
     full = image_format._replace(size=image_shape[:2], channels=image_shape[2])
     # Every image feature stays encoded: ours to be decoded here, the others because none asks.
@@ -122,12 +191,37 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
                     f"tfds:{name} in {builder.data_dir} is stored as "
                     f"{builder.info.file_format.value}; prepare it again in another TFDS_DATA_DIR"
                 ) from error
-            records[split] = TfdsRecords(source, f"tfds:{name} {split}", full, len(class_names))
+            title = f"tfds:{name} {split}"
+            records[split] = TfdsRecords(source, title, full, len(class_names))
+            if has_objects:
+                records[split] = TfdsObjects(source, title, full, len(class_names))
     if "train" not in records:
         raise UserError(
             f"data.source: tfds:{name} has no train split; it has {', '.join(builder.info.splits)}"
         )
-    return Opened(class_names, image_shape, records, version=builder.info.full_name)
+    if has_objects:
+        records = _count_objects(records)
+    return Opened(
+        class_names,
+        image_shape,
+        records,
+        version=builder.info.full_name,
+        labelled=not has_objects,
+    )
+
+
+def _count_objects(records: Mapping[str, Records]) -> dict[str, Records]:
+    """The records with room for as many boxes as any image has; a test split without any goes."""
+    counts = {s: r.count() for s, r in records.items() if isinstance(r, TfdsObjects)}
+    if "test" in counts and not counts["test"].any():
+        title = records["test"].title  # type: ignore[attr-defined]
+        print(f"{title} has no objects in {len(counts['test'])} images: it is not measured",
+              file=sys.stderr)  # fmt: skip
+        del counts["test"]
+    most = max((int(of_split.max(initial=0)) for of_split in counts.values()), default=0)
+    if not most:
+        raise UserError("data.source: the set has no objects")
+    return {s: dataclasses.replace(records[s], most=most) for s in counts}  # type: ignore[type-var]
 
 
 def read_header(
@@ -137,7 +231,7 @@ def read_header(
 
     No splits if the set is not prepared yet. Raises UserError as `open_tfds`.
     """
-    builder, class_names, image_shape = _open_builder(name, image_format)
+    builder, class_names, image_shape, _ = _open_builder(name, image_format)
     counts = {
         split: info.num_examples
         for split, info in builder.info.splits.items()
@@ -148,23 +242,30 @@ def read_header(
 
 def _open_builder(
     name: str, image_format: ImageFormat
-) -> tuple[Any, tuple[str, ...], tuple[int, int, int]]:
+) -> tuple[Any, tuple[str, ...], tuple[int, int, int], bool]:
+    """The builder, class names, (height, width, channels), and whether boxes stand for labels."""
     import tensorflow_datasets as tfds
 
     builder = _make_builder(name)
     features = builder.info.features
     columns = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = columns.get("image"), columns.get("label")
+    objects = getattr(columns.get("objects"), "feature", None)
+    has_objects = label is None and isinstance(objects, tfds.features.FeaturesDict)
+    if has_objects:
+        of_object = dict(objects.items())
+        if isinstance(of_object.get("bbox"), tfds.features.BBoxFeature):
+            label = of_object.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(
         label, tfds.features.ClassLabel
     ):
         kinds = [f"{key} ({type(feature).__name__})" for key, feature in columns.items()]
         raise UserError(
-            f"data.source: tfds:{name} is not a set of images with a label of a class; it has "
-            f"{', '.join(kinds) or 'no named features'}"
+            f"data.source: tfds:{name} is not a set of images with a label of a class, or with "
+            f"objects that have bbox and label; it has {', '.join(kinds) or 'no named features'}"
         )
     image_shape = _find_shape(name, image, image_format)
-    return builder, tuple(label.names), image_shape
+    return builder, tuple(label.names), image_shape, has_objects
 
 
 def _make_builder(name: str) -> Any:

@@ -82,11 +82,7 @@ class Predictor:
         parts = []
         for start in range(0, len(images), self.batch_size):
             part = images[start : start + self.batch_size]
-            size = self._find_size(len(part))
-            padded = np.concatenate(
-                [part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)]
-            )
-            answers = jax.device_get(self._compile(padded)(self._variables, padded))
+            answers = jax.device_get(self.submit(part))
             count = len(part)
             parts.append(jax.tree.map(lambda x, count=count: x[:count], answers))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -98,6 +94,16 @@ class Predictor:
         Nothing is checked, padded or kept from one trace to the next.
         """
         return lambda images: self._forward(self._variables, images)
+
+    def submit(self, images: np.ndarray) -> Any:
+        """Starts on up to `batch_size` images and returns at once: answers on the device, padded.
+
+        `jax.device_get` waits for them. Images are not checked.
+        """
+        size = self._find_size(len(images))
+        rest = np.zeros((size - len(images), *images.shape[1:]), images.dtype)
+        padded = np.concatenate([images, rest])
+        return self._compile(padded)(self._variables, padded)
 
     def _find_size(self, count: int) -> int:
         """The batch that `count` images are padded to."""
@@ -141,14 +147,14 @@ class Predictor:
             for index, file in enumerate(chosen):
                 one = errors.get(index) or jax.tree.map(lambda x, i=index: x[i], answers)
                 if self.task.places and index not in errors:
-                    one = self._fit_answer(one, file, resize)
+                    height, width, _ = probe_image(file)
+                    one = self.fit_answer(one, (height, width), resize)
                 yield file, one
 
-    def _fit_answer(self, answer: Any, file: str | Path, resize: str | None) -> Any:
-        """The answer in the file's own pixels."""
+    def fit_answer(self, answer: Any, size: tuple[int, int], resize: str | None = None) -> Any:
+        """The answer for one image in pixels of the original, which was of `size`."""
         preprocessing = self.preprocessing
         if resize:
             preprocessing = dataclasses.replace(preprocessing, resize=resize)
-        height, width, _ = probe_image(file)
-        matrix = np.linalg.inv(preprocessing.matrix((height, width)))
-        return self.task.fit_answer(answer, matrix, (height, width))
+        matrix = np.linalg.inv(preprocessing.matrix(size))
+        return self.task.fit_answer(answer, matrix, size)

@@ -152,7 +152,10 @@ class Preprocessing:
         """
         if self.channels not in (1, 3):
             raise UserError(f"{file}: image files have 1 or 3 channels, and not {self.channels}")
-        image = read_image(file, (), "crop", self.channels)
+        return self.take(file, read_image(file, (), "crop", self.channels))
+
+    def take(self, file: str | Path, image: np.ndarray) -> np.ndarray:
+        """`fit` of an image uint8 [H, W, channels] from a file; raises UserError as `read`."""
         if not self.resize and image.shape[:2] != tuple(self.image_size):
             height, width = self.image_size
             raise UserError(

@@ -134,7 +134,8 @@ def fake(monkeypatch, splits, image=None, version="1.0.0", **features):
     """Makes tfds have a set with these splits (lists of examples); returns the decoders used."""
     image = image or tfds.features.Image(shape=(None, None, 3))
     label = tfds.features.ClassLabel(names=["cat", "dog"])
-    columns = tfds.features.FeaturesDict({"image": image, "label": label, **features})
+    columns = {"image": image, "label": label, **features}
+    columns = tfds.features.FeaturesDict({k: v for k, v in columns.items() if v is not None})
     decoders = {}
 
     def as_data_source(split, decoders):
@@ -271,7 +272,7 @@ def test_a_streamed_split_is_read_without_decoding(monkeypatch):
 
 def test_labels_that_are_words(monkeypatch):
     fake(monkeypatch, {"train": []}, label=tfds.features.Text())
-    assert line("tfds:fake").endswith("with a label of a class; it has image (Image), label (Text)")
+    assert line("tfds:fake").endswith("bbox and label; it has image (Image), label (Text)")
 
 
 def test_images_that_cannot_be_used(monkeypatch):
@@ -297,3 +298,46 @@ def test_grey_and_colour_on_request(monkeypatch):
     assert colour[0, 0, 0].tolist() == [200, 0, 0]
     grey = load_dataset("tfds:fake", channels=1).splits["train"].load(np.array([0]))[0]
     assert grey.shape == (1, 6, 8, 1) and abs(int(grey[0, 0, 0, 0]) - 0.299 * 200) <= 1
+
+
+def test_objects_as_of_bccd_voc_and_coco(monkeypatch, capsys):
+    def example(base, objects):
+        found = {
+            "bbox": np.array([box for _, box, _ in objects], np.float32).reshape(-1, 4),
+            "label": np.array([label for label, _, _ in objects], np.int64),
+            "is_crowd": np.array([crowd for _, _, crowd in objects], bool),
+            "area": np.full(len(objects), 12, np.int64),
+        }
+        return {"image": encode(base, (20, 40, 3)), "objects": found}
+
+    train = [
+        example(5, [(1, (0.1, 0.25, 0.5, 0.75), False), (0, (0, 0, 1, 0.5), True)]),
+        example(9, []),
+        example(7, [(0, (0.5, 0.5, 1, 1), False)]),
+    ]
+    objects = tfds.features.Sequence(
+        {
+            "bbox": tfds.features.BBoxFeature(),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            "is_crowd": np.bool_,
+            "area": np.int64,
+        }
+    )
+    splits = {"train": train, "validation": train[:1], "test": [example(1, [])] * 2}
+    fake(monkeypatch, splits, label=None, objects=objects)
+    dataset = load_dataset("tfds:fake", image_size=(40, 40), resize="pad")
+    assert "tfds:fake test has no objects in 2 images" in capsys.readouterr().err
+    assert dataset.class_names == ("cat", "dog") and not dataset.labelled
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 3,
+        "validation": 1,
+    }
+    images, targets = dataset.splits["train"].load(np.arange(3))
+    assert images[:, 20, 20, 0].tolist() == [5, 9, 7]
+    np.testing.assert_allclose(targets.boxes[0], [[10, 12, 30, 20], [0, 10, 20, 30]], atol=1e-5)
+    assert targets.valid.tolist() == [[True, True], [False, False], [True, False]]
+    assert targets.labels[0].tolist() == [1, 0] and targets.crowd[0].tolist() == [False, True]
+    assert targets.area[0].tolist() == [12, 12]
+    assert targets.placed[0].tolist() == [1, 1, 0, 10, 40, 20]
+    splits["train"][2]["objects"]["label"][0] = 2
+    assert "a label of image 2 is outside 0..1" in line("tfds:fake", image_size=(40, 40))

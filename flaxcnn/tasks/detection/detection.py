@@ -342,7 +342,7 @@ class Detection(Task):
     def average(self, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """See `Task`."""
         names = ("mean_ap", "voc07", "voc12")
-        found = {name: float(np.mean([report[name] for report in reports])) for name in names}
+        found: dict[str, Any] = {n: float(np.mean([r[n] for r in reports])) for n in names}
         found["coco"] = {n: float(np.mean([r["coco"][n] for r in reports])) for n in NUMBERS}
         return found
 

@@ -81,7 +81,8 @@ def measure_coco(kept: Kept, classes: int) -> Coco:
         "images": [{"id": i} for i in range(len(kept.boxes))],
         "categories": [{"id": c} for c in range(classes)],
     }
-    truth, said = COCO(), COCO()
+    truth: Any = COCO()
+    said: Any = COCO()
     truth.dataset = common | {
         "annotations": [
             _annotation(number, image, kept.true_boxes[image, i], int(kept.true_labels[image, i]))

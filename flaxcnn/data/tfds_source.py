@@ -33,7 +33,7 @@ class TfdsRecords(Records):
     def __len__(self) -> int:
         return len(self.source)
 
-    def read_labels(self, indices: np.ndarray) -> np.ndarray:
+    def read_labels(self, indices: np.ndarray) -> np.ndarray | None:
         """See `flaxcnn.data.splits.Records`."""
 
         def read(chunk: np.ndarray) -> list[int]:
@@ -77,10 +77,7 @@ class TfdsObjects(TfdsRecords):
 
     most: int = 0  # boxes that targets have room for
 
-    def labels(self) -> None:
-        """See `flaxcnn.data.splits.Records`."""
-
-    def read_labels(self, indices: np.ndarray) -> None:
+    def read_labels(self, indices: np.ndarray) -> np.ndarray | None:
         """See `flaxcnn.data.splits.Records`."""
 
     def count(self) -> np.ndarray:
@@ -251,9 +248,9 @@ def _open_builder(
     columns = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = columns.get("image"), columns.get("label")
     objects = getattr(columns.get("objects"), "feature", None)
-    has_objects = label is None and isinstance(objects, tfds.features.FeaturesDict)
-    if has_objects:
-        of_object = dict(objects.items())
+    has_objects = False
+    if label is None and isinstance(objects, tfds.features.FeaturesDict):
+        has_objects, of_object = True, dict(objects.items())
         if isinstance(of_object.get("bbox"), tfds.features.BBoxFeature):
             label = of_object.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(

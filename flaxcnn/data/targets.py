@@ -49,10 +49,10 @@ class Boxes(struct.PyTreeNode):
     labels: Leaf  # int32 [M]
     crowd: Leaf | None = None  # bool [M]: around many objects (COCO's iscrowd)
     area: Leaf | None = None  # float32 [M]: pixels that the object covers, which COCO sorts by
-    least_share: float = struct.field(pytree_node=False, default=0.0)
     # float32 [6], how the image was read: scales and shifts in x and y from its file's pixels to
     # the image's, and the file's width and height. Moving does not change it.
     placed: Leaf | None = None
+    least_share: float = struct.field(pytree_node=False, default=0.0)
 
     def moved(self, matrix: Array, size: Size) -> Self:
         """The smallest boxes around the warped corners, cut at the borders."""

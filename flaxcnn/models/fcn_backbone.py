@@ -9,7 +9,6 @@ import functools
 
 import jax
 from flax import linen as nn
-from flax.core import FrozenDict
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import Conv, Dropout

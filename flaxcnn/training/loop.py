@@ -157,7 +157,8 @@ def _train(
             config = dataclasses.replace(config, run=own)
         mirror = Mirror(config.run.mirror, folder)
         lock = together(lambda: end.enter_context(folder.claim(config)))
-        signals, mirror = map(end.enter_context, (StopSignal(), mirror))
+        signals = end.enter_context(StopSignal())
+        mirror = end.enter_context(mirror)
         together(lambda: mirror.restore(config))
         sinks = end.enter_context(Sinks(config.run.sinks, folder, to_dict(config)))
 

@@ -26,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from flaxcnn.data.plans import Plan, Share
+from flaxcnn.data.plans import EvalPlan, Plan, Share, TrainPlan
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import FAILED, MISTAKE
 
@@ -57,7 +57,7 @@ class Jit:
             return jax.device_put(tree, self._replicated)
         return jax.tree.map(lambda x: self._place(x, self._replicated, 1), tree)
 
-    def share(self, plan: Plan) -> Plan:
+    def share(self, plan: TrainPlan | EvalPlan) -> Plan:
         """What of a plan this process loads, for its devices: an equal piece of each batch."""
         if self._processes == 1:
             return plan
@@ -130,7 +130,7 @@ class Pmap:
         )
         return jax.device_put(stacked, self._leading)
 
-    def share(self, plan: Plan) -> Plan:
+    def share(self, plan: TrainPlan | EvalPlan) -> Plan:
         """All of it: there is one process."""
         return plan
 
@@ -217,7 +217,7 @@ def join(coordinator: str = "", count: int | None = None, index: int | None = No
     if given is None and not is_launched(os.environ) and coordinator != AUTO:
         return
     try:
-        jax.distributed.initialize(*(given or ()))
+        jax.distributed.initialize(*(given or (None, None, None)))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -264,10 +264,10 @@ def find_processes(
         values[1:] = (int(value) if value.isdecimal() else None for value in values[1:])
     if missing := [n for n, v in zip(names, values, strict=True) if v in ("", None)]:
         raise UserError(f"{' and '.join(missing)} must be given with the others of {names}")
-    coordinator, count, index = values
-    if count < 1 or not 0 <= index < count:
-        raise UserError(f"{names[2]} must be in 0..{names[1]} - 1, got {index} of {count}")
-    return coordinator, count, index
+    address, total, own = values
+    if total < 1 or not 0 <= own < total:
+        raise UserError(f"{names[2]} must be in 0..{names[1]} - 1, got {own} of {total}")
+    return address, total, own
 
 
 def is_launched(environ: Mapping[str, str]) -> bool:
@@ -325,7 +325,8 @@ def tree_from_first(tree: Any, shapes: Callable[[], Any]) -> Any:
     leaves = jax.tree.leaves(tree) if is_first() else []
     raw = (jax.random.key_data(x) if t else x for x, t in zip(leaves, typed, strict=False))
     raw = from_first([np.asarray(x) for x in raw])
-    leaves = [jax.random.wrap_key_data(x) if t else x for x, t in zip(raw, typed, strict=True)]
+    pairs = zip(raw, typed, strict=True)
+    leaves = [jax.random.wrap_key_data(jnp.asarray(x)) if t else x for x, t in pairs]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

@@ -185,7 +185,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _numbers(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    numbers = {k: x for k, x in values.items() if isinstance(x, int | float)}
+    numbers: dict[str, float] = {k: x for k, x in values.items() if isinstance(x, int | float)}
     epoch = {"epoch": numbers.pop("epoch")} if "epoch" in numbers else {}
     numbers.pop("step", None)
     return epoch | {prefix + name: value for name, value in numbers.items()}

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param
-from mlflow.tracking import MlflowClient
+from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
+from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
 from flaxcnn.training.sinks import flatten
 

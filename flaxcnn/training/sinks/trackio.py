@@ -1,13 +1,14 @@
 """Trackio, of Hugging Face: a project kept in TRACKIO_DIR on this machine."""
 
+import importlib
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import trackio
-
 from flaxcnn.training.sinks import flatten
+
+trackio: Any = importlib.import_module("trackio")
 
 
 class Tracker:

@@ -1,10 +1,11 @@
 """Weights & Biases: a project of one's own, or TEAM/PROJECT; WANDB_MODE=offline keeps it here."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import wandb
+wandb: Any = importlib.import_module("wandb")
 
 
 class Tracker:

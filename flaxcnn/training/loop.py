@@ -155,10 +155,10 @@ def _train(
             folder = Workdir(end.enter_context(tempfile.TemporaryDirectory()))
             own = dataclasses.replace(config.run, mirror="", sinks=())
             config = dataclasses.replace(config, run=own)
-        mirror = Mirror(config.run.mirror, folder)
+        mirror = together(lambda: Mirror(config.run.mirror, folder))
         lock = together(lambda: end.enter_context(folder.claim(config)))
         signals = end.enter_context(StopSignal())
-        mirror = end.enter_context(mirror)
+        end.enter_context(mirror)
         together(lambda: mirror.restore(config))
         sinks = end.enter_context(Sinks(config.run.sinks, folder, to_dict(config)))
 

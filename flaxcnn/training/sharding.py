@@ -217,7 +217,8 @@ def join(coordinator: str = "", count: int | None = None, index: int | None = No
     if given is None and not is_launched(os.environ) and coordinator != AUTO:
         return
     try:
-        jax.distributed.initialize(*(given or (None, None, None)))
+        found: Any = given or ()
+        jax.distributed.initialize(*found)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -252,7 +253,7 @@ def find_processes(
     None where neither says. Raises UserError if one of the three is missing or out of range.
     """
     names = ("--coordinator", "--num-processes", "--process-id")
-    values: list[Any] = [coordinator, count, index]
+    values: Any = [coordinator, count, index]
     if coordinator == AUTO and count is index is None:
         return None
     if coordinator == "" and count is index is None:
@@ -264,10 +265,10 @@ def find_processes(
         values[1:] = (int(value) if value.isdecimal() else None for value in values[1:])
     if missing := [n for n, v in zip(names, values, strict=True) if v in ("", None)]:
         raise UserError(f"{' and '.join(missing)} must be given with the others of {names}")
-    address, total, own = values
-    if total < 1 or not 0 <= own < total:
-        raise UserError(f"{names[2]} must be in 0..{names[1]} - 1, got {own} of {total}")
-    return address, total, own
+    _, processes, own = values
+    if not 0 <= own < processes:
+        raise UserError(f"{names[2]} must be in 0..{names[1]} - 1, got {own} of {processes}")
+    return tuple(values)
 
 
 def is_launched(environ: Mapping[str, str]) -> bool:
@@ -324,9 +325,8 @@ def tree_from_first(tree: Any, shapes: Callable[[], Any]) -> Any:
     typed = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(like)]
     leaves = jax.tree.leaves(tree) if is_first() else []
     raw = (jax.random.key_data(x) if t else x for x, t in zip(leaves, typed, strict=False))
-    raw = from_first([np.asarray(x) for x in raw])
-    pairs = zip(raw, typed, strict=True)
-    leaves = [jax.random.wrap_key_data(jnp.asarray(x)) if t else x for x, t in pairs]
+    raw: Any = from_first([np.asarray(x) for x in raw])
+    leaves = [jax.random.wrap_key_data(x) if t else x for x, t in zip(raw, typed, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 

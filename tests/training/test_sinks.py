@@ -44,7 +44,7 @@ class Tracker:
 def tracker(monkeypatch):
     made = type("Made", (Tracker,), {"calls": []})
     module: types.ModuleType = types.SimpleNamespace(Tracker=made)
-    monkeypatch.setitem(sys.modules, "flaxcnn.training.sinks.wandb", module)
+    monkeypatch.setitem(sys.modules, "flaxcnn.training.sinks.wandb_tracker", module)
     return made
 
 

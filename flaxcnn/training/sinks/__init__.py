@@ -131,7 +131,7 @@ class _Feed:
     def _send_all(self) -> None:
         kind, _, place = self._name.partition(":")
         try:
-            module = importlib.import_module(f"flaxcnn.training.sinks.{kind}")
+            module = importlib.import_module(f"flaxcnn.training.sinks.{kind}_tracker")
         except ModuleNotFoundError as error:
             raise RuntimeError(f"{error.name} is not installed: pip install {kind}") from error
         path = self._folder.path.resolve()

@@ -1,14 +1,13 @@
 """Trackio, of Hugging Face: a project kept in TRACKIO_DIR on this machine."""
 
-import importlib
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flaxcnn.training.sinks import flatten
+import trackio  # pyright: ignore[reportMissingImports]
 
-trackio: Any = importlib.import_module("trackio")
+from flaxcnn.training.sinks import flatten
 
 
 class Tracker:

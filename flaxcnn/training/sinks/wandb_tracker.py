@@ -1,11 +1,10 @@
 """Weights & Biases: a project of one's own, or TEAM/PROJECT; WANDB_MODE=offline keeps it here."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-wandb: Any = importlib.import_module("wandb")
+import wandb  # pyright: ignore[reportMissingImports]
 
 
 class Tracker:

@@ -64,6 +64,9 @@ OWNERS = {
     "etils": {"training/mirror.py"},
     "h5py": {"weights/formats/keras.py"},
     "huggingface_hub": {"weights/hub.py"},
+    "wandb": {"training/sinks/wandb_tracker.py"},
+    "mlflow": {"training/sinks/mlflow_tracker.py"},
+    "trackio": {"training/sinks/trackio_tracker.py"},
     "onnxruntime": {"export/measure.py"},
 }
 

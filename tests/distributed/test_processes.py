@@ -148,7 +148,7 @@ def test_what_processes_exchange(start):
 @pytest.mark.zoo
 def test_two_processes_train_as_one(start, config, tmp_path):
     streamed = "--config.data.feeder=streaming"  # each loads its half of a batch; else resident
-    run = ("-m", "flaxcnn", "train", str(config), "--workdir", "two", streamed, "--no-report")
+    run = ("-m", "flaxcnn", "train", str(config), "--workdir", "two", streamed)
     statuses, logs = wait(start(*run, *JOINED, "{index}"))
     assert statuses == [0, 0], logs
     assert "test accuracy" in logs[0]
@@ -165,6 +165,7 @@ def test_two_processes_train_as_one(start, config, tmp_path):
     devices = json.loads((tmp_path / "two" / "environment.json").read_text())[0]["devices"]
     assert (devices["count"], devices["process_count"]) == (4, 2)
     assert len(list((tmp_path / "two" / "saved").iterdir())) == 2
+    assert (tmp_path / "two" / "report.html").exists(), logs
 
 
 @pytest.mark.zoo

@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import functools
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,19 @@ import numpy as np
 
 from flaxcnn.errors import UserError
 from flaxcnn.memory import keep_freed_memory
-from flaxcnn.tasks.registry import find_task
+from flaxcnn.training.begin import begin, open_checkpoints, restore_or_start, send_missing
 from flaxcnn.training.budget import Budget
 from flaxcnn.training.checkpoint import Checkpoints, History
 from flaxcnn.training.config import Config, normalize
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.config_json import to_dict
-from flaxcnn.training.environment import find_warnings
 from flaxcnn.training.evaluate import Evaluator
-from flaxcnn.training.experiment import Experiment, check_stages, make_experiment
-from flaxcnn.training.logger import Logger, NoLogger, read_rows
+from flaxcnn.training.experiment import Experiment, check_stages
+from flaxcnn.training.logger import Logger, NoLogger
 from flaxcnn.training.loss_scale import LEAST
 from flaxcnn.training.mirror import Mirror
 from flaxcnn.training.parts import find_monitor
-from flaxcnn.training.report import CURVES, draw_missing, print_result, print_start, report_run
+from flaxcnn.training.report import draw_missing, print_result, report_run
 from flaxcnn.training.schedules import plateau_scale, should_stop
 from flaxcnn.training.sessions import begin_session
 from flaxcnn.training.sharding import (
@@ -40,7 +37,6 @@ from flaxcnn.training.sharding import (
     is_first,
     on_first,
     together,
-    tree_from_first,
 )
 from flaxcnn.training.sinks import Sinks
 from flaxcnn.training.stages import Stage, find_run, read_stages
@@ -172,13 +168,13 @@ def _train(
         if from_first(folder.has("result")):
             if count_processes() == 1:
                 draw_missing(config, folder)
-            _complete(config, sinks, folder)
+            send_missing(config, sinks, folder)
             return from_first(folder.read("result") if is_first() else {})
-        experiment = _begin(config, folder, opened)
+        experiment = begin(config, folder, opened)
         changes = begin_session(folder)
-        checkpoints = _open_checkpoints(experiment, folder, mirror)
+        checkpoints = open_checkpoints(experiment, folder, mirror)
         try:
-            start = _restore_or_start(experiment, checkpoints, changes)
+            start = restore_or_start(experiment, checkpoints, changes)
             budget.begin()
             figure = experiment.task.monitor.name
 
@@ -193,49 +189,8 @@ def _train(
         if state is None:
             return None
         report_run(experiment, folder, state)
-        _complete(config, sinks, folder)
+        send_missing(config, sinks, folder)
         return from_first(folder.read("result") if is_first() else {})
-
-
-def _begin(config: Config, folder: Workdir, opened: Experiment | None) -> Experiment:
-    """The run's parts; other processes than the first take them as that one has recorded them."""
-    for warning in find_warnings():
-        print(f"WARNING: {warning}", file=sys.stderr)
-    own = on_first(lambda: make_experiment(config, folder, opened))
-    names = ("config", "run", "splits")
-    files = from_first({name: folder.read(name) for name in names if folder.has(name)})
-    if not is_first():
-        for name, content in files.items():
-            folder.write(name, content)
-    experiment = together(lambda: own or make_experiment(config, folder))
-    if is_first():
-        for warning in experiment.warnings():
-            print(f"WARNING: {warning}", file=sys.stderr)
-        print_start(experiment)
-    return experiment
-
-
-def _complete(config: Config, sinks: Sinks, folder: Workdir) -> None:
-    """Sends what a tracker lacks of a finished run."""
-    if config.run.sinks:
-        for row in read_rows(folder):
-            sinks.log(row)
-        pictures = (CURVES, *find_task(config.task.name).pictures)
-        sinks.finish(folder.read("result"), [folder.path / file for file in pictures])
-
-
-def _open_checkpoints(experiment: Experiment, folder: Workdir, mirror: Mirror) -> Checkpoints:
-    """Those of the run, as `run.*` wants them kept; each that is written goes to the mirror."""
-    config, run = experiment.config, experiment.config.run
-    planned = config.epochs * experiment.plan.steps_per_epoch
-    return Checkpoints(
-        folder.checkpoints,
-        run.keep_last,
-        run.keep_best,
-        find_monitor(config),
-        keep_every=run.keep_every or Fraction(planned, 5),
-        on_saved=mirror.update,
-    )
 
 
 def _advance(
@@ -278,31 +233,6 @@ def _advance(
                     loop.save(checkpoints, logger, end_of_call, validated=False)
                 return None
     return parallel.unreplicate(loop.state)
-
-
-def _restore_or_start(
-    experiment: Experiment, checkpoints: Checkpoints, changes: list[str] | None
-) -> tuple[int, TrainState, History]:
-    """Step, state and history; `changes` are those since the session before, if there was one."""
-
-    def find() -> tuple[int, TrainState, History]:
-        restored = checkpoints.restore_latest(experiment.abstract_state())
-        if restored is None:
-            if changes is not None:
-                print("the run was ended before its first checkpoint: it starts again")
-            return 0, experiment.initial_state(), []
-        print(f"resuming from step {restored[0]} of {experiment.plan.total_steps}", flush=True)
-        if changes:
-            print(
-                f"WARNING: since the session before, {'; '.join(changes)}: the bits may differ "
-                "from those of an uninterrupted run",
-                file=sys.stderr,
-            )
-        return restored
-
-    step, state, history = on_first(find) or (0, None, [])
-    step, history = from_first((step, history))
-    return step, tree_from_first(state, experiment.abstract_state), history
 
 
 def _finished_early(experiment: Experiment, history: History) -> bool:

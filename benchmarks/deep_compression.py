@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
+from matplotlib.figure import Figure
 
 from flaxcnn.commands.compress import describe_run, describe_weights
 from flaxcnn.commands.compress_stages import Plan, compress
@@ -230,6 +231,7 @@ def write_report(results: list[dict[str, Any]]) -> str:
             lines.append(_summarize(title, str(result["seed"]), [result], PAPER[case]))
         if len(found) > 1:
             lines.append(_summarize(title, "mean", found, PAPER[case]))
+    lines += ["", "![Bytes by stage](deep_compression.png)"]
     for case, title in TITLES.items():
         for result in [result for result in results if result["case"] == case][:1]:
             rows = [Row(**row) for row in result["table"]]
@@ -247,6 +249,24 @@ def _summarize(title: str, seed: str, results: list[dict[str, Any]], paper: dict
         cells.append(f"{100 * np.mean(known):.2f} %" if known else "the same bits")
     cells.append(f"{paper['whole file']:,}" if paper else "")
     return f"| {' | '.join(cells)} |"
+
+
+def draw(results: list[dict[str, Any]]) -> Figure:
+    """Bytes of each network by stage, of its first seed."""
+    first = [next((r for r in results if r["case"] == case), None) for case in TITLES]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    stages = ("float32", "xz", "int8_xz", "pruned", "shared", "coded")
+    names = ("float32", "xz of float32", "int8 + xz", "pruned", "shared", "the file")
+    for place, (stage, name) in enumerate(zip(stages, names, strict=True)):
+        sizes = [result["table"][-1][stage] / 1000 if result else 0 for result in first]
+        bars = axes.bar(np.arange(len(sizes)) + 0.14 * place - 0.35, sizes, 0.13, label=name)
+        axes.bar_label(bars, fmt="{:,.0f}", fontsize=6)
+    axes.set_xticks(range(len(TITLES)), list(TITLES.values()))
+    axes.set_yscale("log")
+    axes.set_ylabel("kilobytes")
+    axes.legend(ncols=3, fontsize=8)
+    return figure
 
 
 def main() -> None:
@@ -267,6 +287,7 @@ def main() -> None:
     folder = ROOT / "docs/studies"
     (folder / "deep_compression.json").write_text(json.dumps(results) + "\n")
     (folder / "deep_compression.md").write_text(write_report(results))
+    draw(results).savefig(folder / "deep_compression.png", dpi=100)
 
 
 if __name__ == "__main__":

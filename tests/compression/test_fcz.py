@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
+import flaxcnn
 from flaxcnn.compression.encode import encode, list_gaps
 from flaxcnn.compression.table import format_table, make_table
 from flaxcnn.errors import UserError
@@ -157,6 +158,35 @@ def test_sizes_are_bounded_before_memory_is_taken(change, message, tmp_path):
     (tmp_path / "a.fcz").write_bytes(write_header(SOUND | change))
     with pytest.raises(UserError, match=message):
         read_tensors(tmp_path / "a.fcz")
+
+
+def test_a_file_knows_its_network(tmp_path):
+    config = {
+        "num_classes": 3,
+        "label_names": ["a", "b", "c"],
+        "model_args": {"hidden": [5]},
+        "pretrained_cfg": {"input_size": [1, 4, 4], "mean": [0.25], "std": [0.5]},
+        "flaxcnn": {"model": "mnist_mlp_512", "layout": "flaxcnn"},
+    }
+    rng = np.random.default_rng(0)
+    shapes = {"fc1": (16, 5), "classifier": (5, 3)}
+    params = {
+        name: {"kernel": rng.choice(np.float32([0, 0.5, -1]), shape), "bias": np.ones(shape[1])}
+        for name, shape in shapes.items()
+    }
+    file = tmp_path / "a.fcz"
+    file.write_bytes(encode({"params": params}, config).data)
+    model, variables, preprocessing = flaxcnn.from_pretrained(str(file))
+    assert tuple(model.hidden) == (5,) and model.num_classes == 3
+    assert (preprocessing.image_size, preprocessing.mean) == ((4, 4), (0.25,))
+    for name, leaves in params.items():
+        for leaf, array in leaves.items():
+            np.testing.assert_array_equal(variables["params"][name][leaf], array)
+    with pytest.raises(UserError, match="weights of mnist_mlp_512, and they load as"):
+        flaxcnn.from_pretrained(str(file), model_name="lenet_caffe")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"^weights: .*a\.fcz: it is damaged or cut short"):
+        flaxcnn.from_pretrained(str(file))
 
 
 def test_a_table_is_of_the_whole_file():

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     encoded = encode(after, describing)
     _replace(out, encoded.data)
     rows = make_table(before, after, encoded)
-    figures = {} if measure is None or args.no_test else _compare(measure, after)
+    figures = {} if measure is None else _compare(measure, after)
     total = rows[-1]
     if args.json:
         table = [row._asdict() for row in rows]
@@ -128,10 +129,13 @@ def _describe(
 
 
 def _compare(run: TrainedRun, after: Any) -> dict[str, tuple[float, float]]:
-    """The test split's accuracy before and after."""
-    new = dataclasses.replace(run, variables={**run.variables, **after})
-    name = run.task.monitor.name
-    return {name: (run.evaluate("test").figures[name], new.evaluate("test").figures[name])}
+    """The test split's accuracy before and after; nothing where the data set is gone."""
+    new, name = dataclasses.replace(run, variables={**run.variables, **after}), "accuracy"
+    try:
+        return {name: (run.evaluate("test").figures[name], new.evaluate("test").figures[name])}
+    except UserError as error:
+        print(f"the accuracy is not measured: {error}", file=sys.stderr)
+        return {}
 
 
 def _replace(out: Path, data: bytes) -> None:

@@ -26,6 +26,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_looking(commands)
     _add_runs(commands)
+    _add_compress(commands)
     _add_leaving(commands)
     _add_study(commands)
     _add_checks(commands)
@@ -157,8 +158,8 @@ def _add_runs(commands: Any) -> None:
     )
 
 
-def _add_leaving(commands: Any) -> None:
-    """Networks that leave the house: compress, export, benchmark, push."""
+def _add_compress(commands: Any) -> None:
+    """Fewer bytes: compress."""
     command = _add(
         commands, "compress", "A network pruned, shared and Huffman coded into one small file."
     )
@@ -185,11 +186,11 @@ def _add_leaving(commands: Any) -> None:
     command.add_argument(
         "--rate", type=float, default=0.01, metavar="R", help="learning rate of --retrain"
     )
-    command.add_argument(
-        "--no-test", action="store_true", help="no accuracy on the run's test split"
-    )
     command.add_argument("out", metavar="OUT.fcz", help="the file")
 
+
+def _add_leaving(commands: Any) -> None:
+    """Networks that leave the house: export, benchmark, push."""
     command = _add(commands, "export", "A run's network as one file that works without flaxcnn.")
     command.add_argument("workdir", metavar="RUN", help="folder of a run of `flaxcnn train`")
     command.add_argument(

@@ -209,8 +209,9 @@ def _pool(name: str, border: float, x: Any, *, window_dimensions: Any, window_st
 
 def _pad(x: Any, border: Any, *, padding_config: Sequence[tuple[int, int, int]]) -> Any:
     """`lax.pad`, which the converter does not take with a symbol among the sizes."""
-    if any(between for _, _, between in padding_config):
-        raise NotImplementedError("pixels that are spread, other than of a convolution")
+    for axis, (_, _, between) in enumerate(padding_config):
+        if between:
+            x = _spread_axis(x, axis, between + 1, border)
     edges = [(max(low, 0), max(high, 0)) for low, high, _ in padding_config]
     x = jnp.pad(x, edges, constant_values=float(border)) if any(map(any, edges)) else x
     for axis, (low, high, _) in enumerate(padding_config):
@@ -219,9 +220,34 @@ def _pad(x: Any, border: Any, *, padding_config: Sequence[tuple[int, int, int]])
     return x
 
 
+def _spread_axis(x: Any, axis: int, stride: int, between: Any) -> Any:
+    """Puts stride - 1 values between those of an axis."""
+    before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    x = lax.reshape(x, (*before, size, 1, *after))
+    edges = [(0, stride - 1) if i == axis + 1 else (0, 0) for i in range(x.ndim)]
+    x = jnp.pad(x, edges, constant_values=float(between))
+    x = lax.reshape(x, (*before, size * stride, *after))
+    return lax.slice_in_dim(x, 0, (size - 1) * stride + 1, axis=axis)
+
+
+def _convolve(x: Any, kernel: Any, *, padding: Any, lhs_dilation: Any, **params: Any) -> Any:
+    """A transposed convolution is one of pixels that are spread: the converter's has stride 1."""
+    if max(lhs_dilation) > 1:
+        axes = params["dimension_numbers"].lhs_spec[2:]
+        config = [(0, 0, 0)] * x.ndim
+        for axis, (low, high), stride in zip(axes, padding, lhs_dilation, strict=True):
+            config[axis] = (low, high, stride - 1)
+        x = _pad(x, 0, padding_config=config)
+        padding, lhs_dilation = [(0, 0)] * len(axes), (1,) * len(axes)
+    return lax.conv_general_dilated_p.bind(
+        x, kernel, padding=tuple(padding), lhs_dilation=lhs_dilation, **params
+    )
+
+
 # Instead of what the converter has for them.
 _REPLACED: dict[str, Callable[..., Any]] = {
     "pad": _pad,
+    "conv_general_dilated": _convolve,
     "reduce_window_max": functools.partial(_pool, "max_pool", -math.inf),
     "reduce_window_sum": functools.partial(_pool, "avg_pool", 0.0),
 }

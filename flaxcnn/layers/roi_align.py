@@ -62,12 +62,12 @@ def roi_align(
     def split(weights: Array) -> Array:  # [N, R, ...] -> [parts, N, R / parts, ...]
         rest = parts * _AT_ONCE - count
         weights = jnp.pad(weights, ((0, 0), (0, rest), (0, 0), (0, 0)))
-        weights = weights.reshape(len(weights), parts, _AT_ONCE, *weights.shape[2:])
+        weights = weights.reshape(weights.shape[0], parts, _AT_ONCE, *weights.shape[2:])
         return jnp.moveaxis(weights, 1, 0)
 
     pooled = lax.map(lambda weights: pool(x, weights), (split(rows), split(columns)))
     pooled = jnp.moveaxis(pooled, 0, 1)
-    return pooled.reshape(len(x), parts * _AT_ONCE, *pooled.shape[3:])[:, :count]
+    return pooled.reshape(x.shape[0], parts * _AT_ONCE, *pooled.shape[3:])[:, :count]
 
 
 def _weigh(first: Array, last: Array, bins: int, side: int, samples: int, aligned: bool) -> Array:

@@ -150,7 +150,7 @@ class TwoStageDetector(BackboneNetwork, kw_only=True):
         return TwoStageOutputs(
             jnp.concatenate(objectness, 1),
             jnp.concatenate(anchor_offsets, 1),
-            jnp.broadcast_to(every[None], (len(images), *every.shape)),
+            jnp.broadcast_to(every[None], (images.shape[0], *every.shape)),
             *proposals,
             matched,
             logits,

@@ -90,7 +90,7 @@ class PoseCascade(Network):
         """See the class. Raises UserError for a `num_classes` of no joints."""
         if self.num_classes < 2 or self.num_classes % 2:
             raise UserError(f"num_classes must be x and y of each joint, got {self.num_classes}")
-        count, joints = len(images), self.num_classes // 2
+        count, joints = images.shape[0], self.num_classes // 2
         window = (self.reduce, self.reduce)
         small = avg_pool(images, window, window) if self.reduce > 1 else images
         first = self._make("stage1", self.first, self.first_kwargs)(small, train=train)

@@ -78,7 +78,7 @@ class IntegralPose(_Integral):
         if self.num_classes % 2:
             raise UserError(f"num_classes must be x and y of each joint, got {self.num_classes}")
         scores = self.score(self.run_maps(images, train=train), self.num_classes // 2)
-        return find_means(spread(scores)).reshape(len(images), -1)
+        return find_means(spread(scores)).reshape(images.shape[0], -1)
 
 
 class IntegralBox(_Integral):

@@ -109,7 +109,7 @@ class Pose(Task):
 
     def _stages(self, outputs: Array) -> Array:
         """[N, stages, K, 2], as shares of the image."""
-        return outputs.reshape(len(outputs), -1, len(self.joint_names), 2) + 0.5
+        return outputs.reshape(outputs.shape[0], -1, len(self.joint_names), 2) + 0.5
 
     def _sides(self) -> np.ndarray:
         return np.array(self.size[::-1], np.float32)

@@ -83,6 +83,6 @@ def decode(outputs: Array, *, size: Size, num_classes: int) -> tuple[Array, Arra
     it may be above 1. For `boxes.detect`, of each image.
     """
     values, confidence, classes = _split(outputs, num_classes)
-    boxes = clip_boxes(decode_cells(values, size), size).reshape(len(outputs), -1, 4)
+    boxes = clip_boxes(decode_cells(values, size), size).reshape(outputs.shape[0], -1, 4)
     scores = jnp.maximum(confidence, 0)[..., None] * jnp.maximum(classes, 0)[..., None, :]
-    return boxes, scores.reshape(len(outputs), -1, num_classes)
+    return boxes, scores.reshape(outputs.shape[0], -1, num_classes)

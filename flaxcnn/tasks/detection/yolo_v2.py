@@ -107,4 +107,6 @@ def decode(outputs: Array, *, size: Size, priors: np.ndarray) -> tuple[Array, Ar
     values, objectness, classes = split_priors(outputs, len(priors))
     boxes = clip_boxes(decode_priors(values, jnp.asarray(priors), size), size)
     scores = jax.nn.sigmoid(objectness)[..., None] * jax.nn.softmax(classes)
-    return boxes.reshape(len(outputs), -1, 4), scores.reshape(len(outputs), -1, scores.shape[-1])
+    return boxes.reshape(outputs.shape[0], -1, 4), scores.reshape(
+        outputs.shape[0], -1, scores.shape[-1]
+    )

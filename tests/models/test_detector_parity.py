@@ -75,3 +75,16 @@ def test_mask_rcnn_stage_by_stage():
     compare(found.scores[0], golden["scores"])
     np.testing.assert_array_equal(1 + found.labels[0], golden["labels"])
     compare(outputs.masks[0], golden["masks"])
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", NAMES)
+def test_a_head_for_other_classes_is_new(name):
+    """Of each anchor and each box there are scores for every class: their number is found."""
+    tensors = {n: np.broadcast_to(np.float32(0), s) for n, s in list_tensors(name).items()}
+    with pytest.warns(UserWarning, match=f"are for {CLASSES} classes, and num_classes is 4"):
+        variables = convert(name, tensors, "torchvision", num_classes=4)
+    head = "classes1" if name == "ssd300_vgg16" else "classifier"
+    assert np.abs(variables["params"][head]["kernel"]).max() > 0
+    kept = "fc6" if name == "ssd300_vgg16" else "fc1"
+    assert not variables["params"][kept]["kernel"].any()

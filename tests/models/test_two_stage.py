@@ -11,7 +11,7 @@ import pytest
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import FrozenBatchNorm
-from flaxcnn.models import FPN, RPNHead, create_model, variant
+from flaxcnn.models import FPN, RPNHead, create_model, init, variant
 from flaxcnn.models._dense import upsample_nearest
 
 SMALL = {
@@ -37,8 +37,7 @@ IMAGES = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
 @functools.cache
 def make_small():
     model = create_model("mask_rcnn_resnet50_fpn", mask_features=(8, 8), **SMALL)
-    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), IMAGES[:1])
-    return model, variables
+    return model, init(model, jax.random.key(0), (32, 32, 3))
 
 
 def train(params, key):

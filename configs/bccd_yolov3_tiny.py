@@ -23,18 +23,23 @@ def get_config() -> Config:
             name="yolo_v3_tiny",
             weights="file:mobilenet_v2_1.0_224_q8.safetensors,into=backbone",
             kwargs=ConfigDict(
-                {"backbone": "mobilenet_v2_1.00_224", "features": 128, "momentum": 0.97}
+                {
+                    "backbone": "mobilenet_v2_1.00_224",
+                    "backbone_kwargs": {"out_indices": (2, 3)},
+                    "strides": (16, 8),  # platelets are 16 pixels wide
+                    "features": 96,
+                    "momentum": 0.97,
+                }
             ),
         ),
         task=TaskConfig(
             "detection",
             {
                 "method": "yolo_v3",
-                # Six fitted to the boxes would put half of the red cells on the coarse map, whose
-                # cells are almost as large as they are.
+                "stride": 16,
                 "priors": (
-                    ((16, 16), (35, 36), (45, 43)),  # stride 16: platelets, red cells
-                    ((62, 58), (80, 74), (100, 92)),  # stride 32: white cells
+                    ((12, 12), (16, 16), (24, 26)),  # stride 8: platelets
+                    ((36, 36), (46, 43), (86, 78)),  # stride 16: red and white cells
                 ),
             },
         ),
@@ -64,6 +69,6 @@ def get_config() -> Config:
             freeze="backbone/(.*bn|stem|stage[123])",
             ema_decay=0.998,
         ),
-        epochs=40,
+        epochs=25,
         steps_per_call=25,
     )

@@ -103,12 +103,14 @@ class YOLOv3Tiny(YOLOv3Network):
     """The tiny form: [N, H, W, C] -> maps of stride 16 and 32, as those of YOLOv3.
 
     Attributes:
+      strides: of its maps, the coarse and the fine one; (16, 8) is for small objects.
       backbone: "" for the seven convolutions of yolov3-tiny.cfg.
       features: of the 1x1 convolution on the maps of stride 32.
     """
 
     backbone: str = ""
     features: int = 256
+    strides: tuple[int, int] = (32, 16)
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, Array]:
@@ -119,12 +121,13 @@ class YOLOv3Tiny(YOLOv3Network):
             maps = self.run_backbone(images, train=train)
         else:
             maps = make_tiny(self)(images, train=train)
-        coarse, fine = choose_strides(self, images, maps, (32, 16))
-        x = unit(coarse, self.features, 1, "scale32_1")
-        last = self.put_out(unit(x, 2 * self.features, 3, "scale32_2"), 32)
-        x = unit(x, self.features // 2, 1, "scale16_down")
+        above, below = self.strides
+        coarse, fine = choose_strides(self, images, maps, self.strides)
+        x = unit(coarse, self.features, 1, f"scale{above}_1")
+        last = self.put_out(unit(x, 2 * self.features, 3, f"scale{above}_2"), above)
+        x = unit(x, self.features // 2, 1, f"scale{below}_down")
         x = jnp.concatenate([upsample_nearest(x, fine), fine], axis=-1)
-        return self.put_out(unit(x, self.features, 3, "scale16_1"), 16), last
+        return self.put_out(unit(x, self.features, 3, f"scale{below}_1"), below), last
 
 
 _variant = functools.partial(

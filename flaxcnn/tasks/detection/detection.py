@@ -72,6 +72,7 @@ class Detection(Task):
         priors: Any = None,
         default_boxes: Mapping[str, Any] | None = None,
         loss: Mapping[str, Any] | None = None,
+        stride: int = 32,
         iou_threshold: float | None = None,
         score_threshold: float = 0.005,
         max_detections: int = 100,
@@ -89,6 +90,7 @@ class Detection(Task):
             (k-means on IoU). Default 5 and 9.
           default_boxes: of SSD, arguments of `make_default_boxes`; those of SSD300 by default.
           loss: arguments of the method's loss, as ignore_threshold.
+          stride: of the coarsest map of YOLOv3.
           iou_threshold: above which a surer box of the same class suppresses another.
           score_threshold: what is not above it is no detection.
           max_detections: of an image, the surest.
@@ -116,7 +118,7 @@ class Detection(Task):
         sides = np.stack([np.asarray(x, np.float64) for x in counts], axis=-1) / _FINEST
         classes = len(setting.class_names)
         made = make_method(
-            method, (height, width), classes, sides, priors, default_boxes or {}, loss or {}
+            method, (height, width), classes, sides, priors, default_boxes or {}, loss or {}, stride
         )
         return cls(
             setting.class_names,

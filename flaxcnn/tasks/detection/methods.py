@@ -105,15 +105,16 @@ class YOLOv2(Method):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class YOLOv3(Method):
-    """Maps down to stride 32, each with priors of its own; see `yolo_v3.py`.
+    """Maps down to `stride`, each with priors of its own; see `yolo_v3.py`.
 
-    The size of images is that of the last map times 32, so that it may change in training.
+    The size of images is that of the last map times it, so that it may change in training.
     """
 
     iou_threshold: ClassVar[float] = 0.45
 
     priors: Sequence[np.ndarray]  # of each map, the finest first: [A, 2]
     settings: Mapping[str, Any]
+    stride: int = _STRIDE
 
     @property
     def sides(self) -> np.ndarray:
@@ -130,12 +131,14 @@ class YOLOv3(Method):
 
     def losses(self, outputs: Sequence[Array], targets: Boxes) -> Array:
         """See `Method`."""
-        size = _find_size(outputs[-1])
+        size = _find_size(outputs[-1], self.stride)
         return yolo_v3.loss(outputs, targets, size=size, priors=self.priors, **self.settings)
 
     def decode(self, outputs: Sequence[Array]) -> tuple[Array, Array]:
         """See `Method`."""
-        return yolo_v3.decode(outputs, size=_find_size(outputs[-1]), priors=self.priors)
+        return yolo_v3.decode(
+            outputs, size=_find_size(outputs[-1], self.stride), priors=self.priors
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,8 +179,8 @@ def _channels(outputs: Any, rank: int) -> int:
     return outputs.shape[-1] if getattr(outputs, "ndim", 0) == rank else 0
 
 
-def _find_size(outputs: Array) -> Size:
-    return outputs.shape[1] * _STRIDE, outputs.shape[2] * _STRIDE
+def _find_size(outputs: Array, stride: int = _STRIDE) -> Size:
+    return outputs.shape[1] * stride, outputs.shape[2] * stride
 
 
 METHODS = ("yolo_v1", "yolo_v2", "yolo_v3", "ssd")
@@ -193,6 +196,7 @@ def make_method(
     priors: Any,
     default_boxes: Mapping[str, Any],
     settings: Mapping[str, Any],
+    stride: int = _STRIDE,
 ) -> Method:
     """The method of `task.kwargs.method`; other arguments as of `Detection.make`.
 
@@ -202,6 +206,8 @@ def make_method(
         raise UserError(f"task.kwargs.method must be one of {', '.join(METHODS)}, got {name!r}")
     losses = {"yolo_v1": yolo_v1, "yolo_v2": yolo_v2, "yolo_v3": yolo_v3, "ssd": ssd}
     _check_settings(losses[name].loss, settings)
+    if stride != _STRIDE and name != "yolo_v3":
+        raise UserError(f"task.kwargs.stride is of yolo_v3, not of {name}")
     if priors is not None and name not in _PRIORS:
         raise UserError(f"task.kwargs.priors: {name} has none")
     if default_boxes and name != "ssd":
@@ -214,9 +220,9 @@ def make_method(
         except (TypeError, ValueError, IndexError) as error:
             raise UserError(f"task.kwargs.default_boxes: {error}") from error
         return SSD(size, anchors, settings)
-    if size[0] % _STRIDE or size[1] % _STRIDE:
+    if size[0] % stride or size[1] % stride:
         raise UserError(
-            f"data.image_size: images of {name} have sides of a multiple of {_STRIDE} pixels, not "
+            f"data.image_size: images of {name} have sides of a multiple of {stride} pixels, not "
             f"{size[0]}x{size[1]}"
         )
     if name == "yolo_v2":
@@ -227,8 +233,8 @@ def make_method(
             raise UserError(
                 f"task.kwargs.priors: yolo_v3 has {_PER_MAP} for each map, so not {priors}"
             )
-        return YOLOv3(np.split(_read_priors(priors, sides), priors // _PER_MAP), settings)
-    return YOLOv3([_read_priors(of_map, sides) for of_map in priors], settings)
+        return YOLOv3(np.split(_read_priors(priors, sides), priors // _PER_MAP), settings, stride)
+    return YOLOv3([_read_priors(of_map, sides) for of_map in priors], settings, stride)
 
 
 def _read_priors(priors: Any, sides: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from flaxcnn.boxes import encode_cells, encode_priors
 from flaxcnn.data.splits import ArraySplit
 from flaxcnn.data.targets import Boxes
 from flaxcnn.errors import UserError
+from flaxcnn.models import create_model
 from flaxcnn.tasks.detection import measures
 from flaxcnn.tasks.detection.detection import Detection
 from flaxcnn.tasks.task import Examples, Setting
@@ -143,6 +144,20 @@ def test_priors_are_fitted_to_the_training_split():
     assert len(task.method.priors) == 1
 
 
+def test_finer_maps_of_the_tiny_network():
+    task, targets = make(method="yolo_v3", priors=(((9, 9),), ((40, 40), (30, 30))), stride=16)
+    network = create_model("yolo_v3_tiny", num_classes=2, strides=(16, 8), features=8)
+    images = jax.ShapeDtypeStruct((3, *SIZE, 3), jnp.float32)
+    outputs, _ = jax.eval_shape(
+        lambda x: network.init_with_output(jax.random.key(0), x, train=False), images
+    )
+    assert [x.shape for x in outputs] == [(3, 8, 12, 21), (3, 4, 6, 21)]
+    values = [jnp.zeros((3, 8, 12, 7)), jnp.zeros((3, 4, 6, 14))]
+    boxes, _ = task.method.decode(values)  # cells of 8 pixels, with a box at the middle of each
+    np.testing.assert_allclose(boxes[0, 13], [7.5, 7.5, 16.5, 16.5])
+    assert jnp.isfinite(jax.jit(task.losses)(values, targets)).all()
+
+
 @pytest.mark.parametrize(
     "kwargs, told",
     [
@@ -153,6 +168,7 @@ def test_priors_are_fitted_to_the_training_split():
         ({"method": "yolo_v1", "priors": 5}, "yolo_v1 has none"),
         ({"method": "ssd", "loss": {"object_weight": 2}}, "there is no object_weight; there are"),
         ({"method": "ssd", "default_boxes": {"map": 3}}, "default_boxes: .*'map'"),
+        ({"method": "ssd", "stride": 16}, "stride is of yolo_v3, not of ssd"),
         ({"shown_score": 2}, r"shown_score must be in \[0, 1\], got 2"),
         ({"max_detections": 0}, "max_detections must be at least 1, got 0"),
     ],

@@ -117,7 +117,7 @@ class BoxNote(Annotation):
             np.pad(self.labels, room),
             None if self.crowd is None else np.pad(self.crowd, room),
             None if area is None else np.pad(area, room),
-            np.array([*scale[:2], *shift[:2], *image_size[::-1]], np.float32),
+            placed=np.array([*scale[:2], *shift[:2], *image_size[::-1]], np.float32),
         )
 
 

@@ -34,7 +34,7 @@ def make_targets():
     crowd[1, 1] = True
     area = ((boxes[..., 2:] - boxes[..., :2]).prod(-1) * 0.8).astype(np.float32)
     placed = np.tile(np.array([0.5, 0.5, 0, 0, 192, 128], np.float32), (3, 1))
-    return Boxes(boxes, valid, labels, crowd, area, placed)
+    return Boxes(boxes, valid, labels, crowd, area, placed=placed)
 
 
 def make(**kwargs):

@@ -89,7 +89,14 @@ METHODS = {
 
 
 @needs_pycocotools
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("yolo_v1", marks=pytest.mark.slow),
+        pytest.param("yolo_v2", marks=pytest.mark.slow),
+        "yolo_v3",
+    ],
+)
 def test_outputs_that_say_the_truth_have_full_marks(method):
     task, targets = make(method=method, **METHODS[method])
     outputs = say_truth(task, targets, method)
@@ -145,7 +152,7 @@ def test_priors_are_fitted_to_the_training_split():
 
 
 def test_finer_maps_of_the_tiny_network():
-    task, targets = make(method="yolo_v3", priors=(((9, 9),), ((40, 40), (30, 30))), stride=16)
+    task, _ = make(method="yolo_v3", priors=(((9, 9),), ((40, 40), (30, 30))), stride=16)
     network = create_model("yolo_v3_tiny", num_classes=2, strides=(16, 8), features=8)
     images = jax.ShapeDtypeStruct((3, *SIZE, 3), jnp.float32)
     outputs, _ = jax.eval_shape(
@@ -155,7 +162,6 @@ def test_finer_maps_of_the_tiny_network():
     values = [jnp.zeros((3, 8, 12, 7)), jnp.zeros((3, 4, 6, 14))]
     boxes, _ = task.method.decode(values)  # cells of 8 pixels, with a box at the middle of each
     np.testing.assert_allclose(boxes[0, 13], [7.5, 7.5, 16.5, 16.5])
-    assert jnp.isfinite(jax.jit(task.losses)(values, targets)).all()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import os
 import sys
 import tarfile
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -104,9 +103,8 @@ def compare(name: str, folder: Path) -> dict[str, object]:
         return folded.apply(folded_variables, x, train=False)
 
     folded, folded_variables = fold_batch_norm(model, variables, shape)
-    file, before = folder / "network.onnx", time.perf_counter()
+    file = folder / "network.onnx"
     export_onnx(file, function, shape)
-    seconds = time.perf_counter() - before
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     images, expected_by = read_images(shape), jax.jit(function)
     differences, agree = [], 0
@@ -129,13 +127,12 @@ def compare(name: str, folder: Path) -> dict[str, object]:
         "kinds": operations,
         "difference": float(max(differences)),
         "agree": agree,
-        "seconds": seconds,
     }
 
 
 def main(names: list[str]) -> None:
-    print("| network | file, MB | operations | difference | same answers | conversion, s |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| network | file, MB | operations | difference | same answers |")
+    print("| --- | --- | --- | --- | --- |")
     for name in names or FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -145,7 +142,7 @@ def main(names: list[str]) -> None:
                 continue
         print(
             f"| `{name}` | {row['megabytes']:.1f} | {row['operations']} | {row['difference']:.1e} "
-            f"| {row['agree']} of {COUNT} | {row['seconds']:.1f} |",
+            f"| {row['agree']} of {COUNT} |",
             flush=True,
         )
         if "-v" in sys.argv:

@@ -15,6 +15,7 @@ ROOT = FILE.parents[1]
 MODULES = {
     "flaxcnn": (),
     "flaxcnn.layers": (),
+    "flaxcnn.boxes": (),
     "flaxcnn.weights": (),
     "flaxcnn.analysis": (),
     "flaxcnn.data.augment": (),

@@ -128,6 +128,9 @@ def test_samples_are_balanced_and_uniform():
     np.testing.assert_allclose(drawn[kinds == 0], 2 / 7, atol=0.05)
     np.testing.assert_allclose(drawn[kinds == 1], 6 / 7, atol=0.05)
 
+    more = jax.tree.map(np.asarray, draw(keys[:2], np.arange(20) == 4, np.arange(20) > 4))
+    assert more.valid.all() and (more.positive.sum(1) == 1).all()  # negatives fill up
+
     few = jax.tree.map(np.asarray, draw(keys[:2], np.arange(20) == 4, np.arange(20) < 3))
     assert (few.valid.sum(1) == 4).all() and (few.positive.sum(1) == 1).all()
     assert (few.indices[:, 0] == 4).all() and (np.sort(few.indices[:, 1:4]) == [0, 1, 2]).all()

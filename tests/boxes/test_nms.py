@@ -51,6 +51,7 @@ def test_fewer_outputs_are_the_first_ones():
     assert len(want) > 30
     boxes, scores = BOXES[0], SCORES[0]
     first = jax.jit(lambda s: nms(jnp.asarray(boxes), s, 0.5, 30))
+    assert "scatter" not in first.lower(scores).as_text()
     kept = first(scores)
     assert kept.indices.tolist() == want[:30] and kept.valid.all()
     assert kept.scores.tolist() == scores[kept.indices].tolist()
@@ -82,7 +83,14 @@ def loop_iou(a, b):
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-@pytest.mark.parametrize("own_boxes, agnostic", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("own_boxes", "agnostic"),
+    [
+        (True, False),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_detections_are_those_of_loops(own_boxes, agnostic):
     rng = np.random.default_rng(1)
     corner = rng.uniform(0, 30, (12, *([3] if own_boxes else []), 2))
@@ -103,7 +111,7 @@ def test_detections_are_those_of_loops(own_boxes, agnostic):
     assert not found.boxes[count:].any() and not found.labels[count:].any()
 
 
-@pytest.mark.parametrize("method", ["linear", "gaussian"])
+@pytest.mark.parametrize("method", ["linear", pytest.param("gaussian", marks=pytest.mark.slow)])
 def test_soft_nms_is_the_papers_figure_2(method):
     rng = np.random.default_rng(2)
     corner = rng.uniform(0, 20, (14, 2))

@@ -53,9 +53,8 @@ def loss(
     want = encode_boxes(take_matched(boxes, matches), places, weights)
     of_boxes = optax.huber_loss(offsets, want).sum(-1)  # smooth L1
     labels = take_matched(jnp.asarray(targets.labels), matches) + 1
-    of_classes = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(matched, labels, 0)
-    )
+    label = jax.nn.one_hot(jnp.where(matched, labels, 0), logits.shape[-1], dtype=logits.dtype)
+    of_classes = optax.softmax_cross_entropy(logits, label)  # whose gradient is no scatter
     count = matched.sum(-1)
     crowded = find_crowded(jnp.broadcast_to(places, offsets.shape), targets)
     hard = _find_hardest(of_classes, ~matched & ~crowded, (negatives * count).astype(jnp.int32))

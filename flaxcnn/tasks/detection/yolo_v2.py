@@ -85,7 +85,8 @@ def loss(
     error = jnp.square(place - encode_priors(true, jnp.asarray(priors), size)).sum(-1)
     weight = 2 - box_area(true) / (size[0] * size[1])
     of_object = object_weight * jnp.square(chance - paired_iou(guess, true))
-    of_class = optax.softmax_cross_entropy_with_integer_labels(classes, take_matched(labels, owner))
+    label = jax.nn.one_hot(take_matched(labels, owner), classes.shape[-1], dtype=classes.dtype)
+    of_class = optax.softmax_cross_entropy(classes, label)  # whose gradient is no scatter
     known = responsible | is_ignored(guess, targets, ignore_threshold)
     return (
         jnp.where(responsible, (weight * error + of_object) / 2 + of_class, 0)

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py digits mnist_tiny --batch 64 --json scaling.json
 
 The batch per device is fixed. Each number of devices is a process of its own with as many virtual
-devices, which share the machine's cores: seconds show what dividing the work costs, and not what
-more hardware would bring. The bytes do not depend on that: they are read from the compiled step.
+devices, which share the machine's cores: CPU-seconds show what dividing the work costs, and nothing
+shows what more hardware would bring. The bytes do not depend on that: they are read from the compiled step.
 """
 
 import argparse
@@ -53,17 +53,19 @@ def measure(name: str, batch: int) -> dict:
     state = experiment.initial_state()
     feeder, parallel = experiment.feeder(experiment.dataset.splits["train"]), experiment.parallel
     arrays, items = parallel.replicate(feeder.arrays), parallel.split(experiment.plan[0])
-    placed, seconds = parallel.replicate(state), []
+    placed, seconds, busy = parallel.replicate(state), [], []
     for _ in range(1 + _REPEATS):
-        started = time.perf_counter()
+        started, spent = time.perf_counter(), time.process_time()
         placed, _ = jax.block_until_ready(compiled(placed, arrays, items, 1.0))
         seconds.append((time.perf_counter() - started) / len(items))
+        busy.append((time.process_time() - spent) / len(items))
     collectives = count_collectives(compiled.as_text())
     return {
         "config": name,
         "devices": jax.device_count(),
         "batch": config.data.batch_size,
         "seconds_per_step": min(seconds[1:]),
+        "cpu_seconds_per_step": min(busy[1:]),
         "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(state.params)),
         "collectives": {kind: [len(sizes), sum(sizes)] for kind, sizes in collectives.items()},
         "jax": jax.__version__,
@@ -83,8 +85,8 @@ def main() -> None:
         print(json.dumps(measure(args.configs[0], args.batch)))
         return
     rows = []
-    print("| config | devices | batch | s per step | all-reduces: MB a step | parameters: MB |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| config | devices | batch | ms a step | CPU-ms | all-reduces: kB a step | parameters |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in args.configs:
         for count in args.devices:
             command = [sys.executable, __file__, name, "--batch", str(args.batch), "--child"]
@@ -95,9 +97,10 @@ def main() -> None:
             number, size = row["collectives"].get("all-reduce", (0, 0))
             others = row["collectives"].keys() - {"all-reduce"}
             print(
-                f"| {name} | {count} | {row['batch']} | {row['seconds_per_step']:.4f} "
-                f"| {number}: {size / 1e6:.3f}{' and ' * bool(others)}{', '.join(others)} "
-                f"| {row['parameter_bytes'] / 1e6:.3f} |",
+                f"| {name} | {count} | {row['batch']} | {1e3 * row['seconds_per_step']:.1f} "
+                f"| {1e3 * row['cpu_seconds_per_step']:.1f} "
+                f"| {number}: {size / 1e3:.1f}{' and ' * bool(others)}{', '.join(others)} "
+                f"| {row['parameter_bytes'] / 1e3:.1f} kB |",
                 flush=True,
             )
     if args.json:

@@ -169,6 +169,7 @@ def test_two_processes_train_as_one(start, config, tmp_path):
 
 
 @pytest.mark.zoo
+@pytest.mark.timeout(900)
 def test_a_run_is_resumed_by_any_number_of_processes(start, config, tmp_path):
     def session(count, devices, **env):
         code = ("-c", FOREIGN, str(config), "run")
@@ -177,11 +178,11 @@ def test_a_run_is_resumed_by_any_number_of_processes(start, config, tmp_path):
         assert len({log.splitlines()[-1] for log in logs}) == 1, "all have the same result"
         return logs
 
-    for count, devices in ((2, 2), (1, 4), (2, 1), (1, 2), (1, 1), (2, 2)):
+    for count, devices in ((2, 2), (1, 4), (2, 1), (1, 1)):
         session(count, devices, STOP="1")  # asked in the last process, and all stop
-    assert rows(tmp_path / "run")[-1]["step"] == 30
-    logs = session(2, 2)
-    assert "resuming from step 30 of 40" in logs[0]
+    assert rows(tmp_path / "run")[-1]["step"] == 20
+    logs = session(1, 2)
+    assert "resuming from step 20 of 40" in logs[0]
     train(load_config(config), tmp_path / "one")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -202,6 +203,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(start, config, tmp_path):
 
 
 @pytest.mark.zoo
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_that_is_killed_ends_the_others_and_a_restart_resumes(start, config, tmp_path, killed):
     code = ("-c", FOREIGN, str(config), "run")

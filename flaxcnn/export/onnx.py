@@ -148,7 +148,8 @@ def _bind(equation: Any, inputs: list[Any]) -> list[Any]:
         return [Spread(value, shape) if len(late) == len(inputs) else value]
     inputs = [_whole(x) for x in inputs]
     if name in _REPLACED and any(isinstance(x, Tracer) for x in inputs):
-        return [_REPLACED[name](*inputs, **params)]
+        result = _REPLACED[name](*inputs, **params)
+        return list(result) if equation.primitive.multiple_results else [result]
     return _compute(equation, bind, inputs)
 
 
@@ -244,10 +245,24 @@ def _convolve(x: Any, kernel: Any, *, padding: Any, lhs_dilation: Any, **params:
     )
 
 
+def _stack(*arrays: Any, axis: int) -> Any:
+    shape = arrays[0].shape
+    widened = [lax.reshape(x, (*shape[:axis], 1, *shape[axis:])) for x in arrays]
+    return lax.concatenate(widened, axis)
+
+
+def _unstack(x: Any, *, axis: int) -> list[Any]:
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
+    parts = [lax.slice_in_dim(x, i, i + 1, axis=axis) for i in range(x.shape[axis])]
+    return [lax.reshape(part, shape) for part in parts]
+
+
 # Instead of what the converter has for them.
 _REPLACED: dict[str, Callable[..., Any]] = {
     "pad": _pad,
     "conv_general_dilated": _convolve,
+    "stack": _stack,  # which jax has since 0.10, and the converter does not know
+    "unstack": _unstack,
     "reduce_window_max": functools.partial(_pool, "max_pool", -math.inf),
     "reduce_window_sum": functools.partial(_pool, "avg_pool", 0.0),
 }

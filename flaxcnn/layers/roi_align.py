@@ -73,11 +73,14 @@ def roi_align(
 def _weigh(first: Array, last: Array, bins: int, side: int, samples: int, aligned: bool) -> Array:
     """How much each place of an axis counts in each bin of first..last: [..., bins, side]."""
     length = last - first if aligned else jnp.maximum(last - first, 1.0)
-    steps = (jnp.arange(bins * samples, dtype=jnp.float32) + 0.5) / samples / bins
-    steps = steps.reshape((1,) * first.ndim + steps.shape)
-    at = first[..., None] + length[..., None] * steps  # [..., bins * samples]
-    inside = (at >= -1) & (at <= side)
-    at = jnp.clip(at, 0, side - 1)[..., None]
-    places = lax.broadcasted_iota(jnp.float32, (1,) * (at.ndim - 1) + (side,), at.ndim - 1)
-    weights = jnp.maximum(1 - jnp.abs(at - places), 0) * inside[..., None]
-    return weights.reshape(*first.shape, bins, samples, side).mean(-2)
+    places = jnp.arange(side, dtype=jnp.float32).reshape((1,) * (first.ndim + 1) + (side,))
+    # Term by term: of a mean over an axis of samples jaxlib 0.12.0.1 makes wrong numbers on CPU.
+    total = jnp.zeros((*first.shape, bins, side), jnp.float32)
+    for i in range(samples):
+        steps = (jnp.arange(bins, dtype=jnp.float32) + (i + 0.5) / samples) / bins
+        steps = steps.reshape((1,) * first.ndim + (bins,))
+        at = first[..., None] + length[..., None] * steps
+        inside = (at >= -1) & (at <= side)
+        at = jnp.clip(at, 0, side - 1)[..., None]
+        total += jnp.maximum(1 - jnp.abs(at - places), 0) * inside[..., None]
+    return total / samples

@@ -4,7 +4,8 @@
 
 The batch per device is fixed. Each number of devices is a process of its own with as many virtual
 devices, which share the machine's cores: CPU-seconds show what dividing the work costs, and nothing
-shows what more hardware would bring. The bytes do not depend on that: they are read from the compiled step.
+shows what more hardware would bring. The bytes do not depend on that: they are those of the
+compiled step.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def measure(name: str, batch: int) -> dict:
     config = load_config(name)
     config.data.batch_size = batch * jax.device_count()
     config.data.eval_batch_size = 8 * jax.device_count()
-    config.steps_per_call = 10
+    config.steps_per_call = 2  # as many as an epoch of a small set has on eight devices
     experiment = open_experiment(config)
     traced, _ = trace_call(experiment, jax.devices())
     compiled = traced.lower().compile()

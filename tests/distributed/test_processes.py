@@ -191,6 +191,7 @@ def test_a_run_is_resumed_by_any_number_of_processes(start, config, tmp_path):
 
 
 @pytest.mark.zoo
+@pytest.mark.timeout(900)
 def test_a_signal_to_one_stops_all_at_the_same_step(start, config, tmp_path):
     run = ("-m", "flaxcnn", "train", str(config), "--workdir", "run", "--config.epochs=200")
     processes = start(*run, *JOINED, "{index}")
@@ -242,8 +243,8 @@ def test_a_mistake_ends_all_processes(start, config, tmp_path):
 @pytest.mark.zoo
 def test_the_documents_launcher(command_env, config, tmp_path, run_command):
     text = (ROOT / "docs" / "multi_host.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?multiprocessing.*?)```", text, re.DOTALL)
-    assert len(code.splitlines()) <= 22
+    (code,) = re.findall(r"```python\n(import multiprocessing.*?)```", text, re.DOTALL)
+    assert len(code.splitlines()) <= 24
     code = code.replace('"digits"', repr(str(config))).replace("runs/two", str(tmp_path / "two"))
     file = tmp_path / "launch.py"
     file.write_text(code)
@@ -253,7 +254,7 @@ def test_the_documents_launcher(command_env, config, tmp_path, run_command):
     assert len(rows(tmp_path / "two")) == 8
 
 
-def wait_for(condition, timeout=120):
+def wait_for(condition, timeout=400):
     for _ in range(timeout * 10):
         try:
             if condition():

@@ -46,7 +46,8 @@ def make_scenes():
     valid = (boxes > 0).any(-1)
     for i, j in np.argwhere(valid):
         left, top, right, bottom = boxes[i, j].astype(int)
-        images[i, top:bottom, left:right] = [0.9, 0.1, 0.1] if labels[i, j] == 0 else [0.1, 0.1, 0.9]
+        color = [0.1, 0.1, 0.9] if labels[i, j] else [0.9, 0.1, 0.1]
+        images[i, top:bottom, left:right] = color
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     placed = np.tile(np.array([1, 1, 0, 0, *SIZE], np.float32), (4, 1))
     return images, Boxes(boxes, valid, labels, np.zeros((4, 3), bool), area, placed=placed)

@@ -36,9 +36,17 @@ _NO_REPLACE = (errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOSY
 
 
 class Workdir:
-    """Names of the files of the run in `path`. Making one changes nothing on disk."""
+    """Names of the files of the run in `path`. Making one changes nothing on disk.
+
+    Raises UserError for a place in an object store.
+    """
 
     def __init__(self, path: str | Path):
+        if "://" in str(path):
+            raise UserError(
+                f"{path}: a run's folder must be on a file system; --mirror keeps a run in an "
+                "object store, and resumes it from there"
+            )
         self.path = Path(os.path.expanduser(path))
         older, newer = self.path / "checkpoints", self.path / "saved"
         # Older versions made an empty one by looking: what is in the newer counts.

@@ -25,6 +25,11 @@ def test_a_run_that_fails_before_it_begins_leaves_nothing(tmp_path):
     assert (tmp_path / "run" / "run.json").exists()
 
 
+def test_an_object_store_is_for_mirrors():
+    with pytest.raises(UserError, match="gs://bucket/run: a run's folder must be on a file system"):
+        Workdir("gs://bucket/run")
+
+
 def test_the_folder_belongs_to_its_config(tmp_path):
     workdir = Workdir(tmp_path / "a" / "run")
     begin(workdir, Config(epochs=3))

@@ -15,6 +15,7 @@ from flax.typing import Dtype
 
 from flaxcnn.layers import Conv
 from flaxcnn.models._dense import upsample_nearest
+from flaxcnn.models._stride import take_every
 
 Array = jax.Array
 
@@ -45,5 +46,5 @@ class FPN(nn.Module):
             last = lateral if last is None else lateral + upsample_nearest(last, lateral)
             outputs.insert(0, conv(3, padding=1, name=f"layer{i}")(last))
         if self.extra == "pool":
-            outputs.append(outputs[-1][:, ::2, ::2])
+            outputs.append(take_every(outputs[-1], 2))
         return tuple(outputs)

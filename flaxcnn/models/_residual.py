@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from flaxcnn.layers import SqueezeExcite
+from flaxcnn.models._stride import take_every
 
 Array = jax.Array
 Shortcut = Literal["none", "pad", "project", "project_all"]
@@ -109,7 +110,7 @@ def _join(block: BasicBlock | Bottleneck, x: Array, y: Array, size: int = 1) -> 
         x = block.norm(name="shortcut_bn")(conv(x))
     elif x.shape != y.shape:  # no parameters: every other pixel, zeros in the new channels
         missing = y.shape[-1] - x.shape[-1]
-        x = x[:, :: block.stride, :: block.stride]
+        x = take_every(x, block.stride)
         x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
     return nn.relu(x + y)
 

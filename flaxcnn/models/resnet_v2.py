@@ -16,6 +16,7 @@ from flaxcnn.models._deviation import Deviation
 from flaxcnn.models._images import check_images
 from flaxcnn.models._network import Network, classify, make_norm, run_block, run_stages
 from flaxcnn.models._residual import dense_uniform, drop_rate, he_normal
+from flaxcnn.models._stride import take_every
 from flaxcnn.models._variant import make_variant
 from flaxcnn.models.resnet import DEPTHS
 
@@ -49,7 +50,7 @@ class PreActivationBottleneck(nn.Module):
         if self.project:
             x = last(strides=self.stride, name="shortcut_conv")(y)
         elif self.stride > 1:
-            x = x[:, :: self.stride, :: self.stride]
+            x = take_every(x, self.stride)
         y = self.conv(width, 1, name="conv1")(y)
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(width, 3, self.stride, padding=1, name="conv2")(y)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import roi_align
@@ -74,7 +75,7 @@ def test_the_gradient_is_the_transpose_and_products_alone():
     ]
     expected = (np.stack(moved) * cotangent).sum()
     np.testing.assert_allclose((pull(features) * direction).sum(), expected, rtol=1e-4)
-    text = jax.export.export(pull, platforms=["cuda"])(features).mlir_module()
+    text = export.export(pull, platforms=["cuda"])(features).mlir_module()
     assert "stablehlo.dot_general" in text
     assert "stablehlo.scatter" not in text and "stablehlo.gather" not in text
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_layers as layers
 import pytest
+from jax import export
 
 from flaxcnn.errors import UserError
 from flaxcnn.layers import FrozenBatchNorm
@@ -111,7 +112,7 @@ def test_a_step_s_gradient_scatters_nothing():
         return sum((x**2).mean() for x in (*kinds, outputs.masks))
 
     params = make_small()[1]["params"]
-    step = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cuda"])
+    step = export.export(jax.jit(jax.grad(loss)), platforms=["cuda"])
     text = step(params, jax.random.key(0)).mlir_module()
     assert "stablehlo.dot_general" in text
     assert "stablehlo.scatter" not in text and "select_and_scatter" not in text

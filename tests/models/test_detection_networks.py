@@ -189,7 +189,8 @@ BIG = ("yolo_v2", "yolo_v2_tiny", "yolo_v3", "yolo_v3_spp")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.zoo] * (n in BIG)) for n in CFGS]
+    "name",
+    [pytest.param(n, marks=pytest.mark.zoo if n in BIG else pytest.mark.slow) for n in CFGS],
 )
 def test_a_network_with_darknet_s_weights_is_darknet_s(name, tmp_path):
     """Weights are written, read back equal, and compute what the .cfg does in NumPy."""

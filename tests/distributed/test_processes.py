@@ -49,7 +49,7 @@ def losses(workdir):
     return [row["loss"] for split in ("train", "validation") for row in rows(workdir, split)]
 
 
-def wait(processes, timeout=240):
+def wait(processes, timeout=600):
     statuses = [process.wait(timeout) for process in processes]
     return statuses, [process.log.read_text() for process in processes]
 
@@ -146,6 +146,7 @@ def test_what_processes_exchange(start):
 
 
 @pytest.mark.zoo
+@pytest.mark.timeout(900)
 def test_two_processes_train_as_one(start, config, tmp_path):
     streamed = "--config.data.feeder=streaming"  # each loads its half of a batch; else resident
     run = ("-m", "flaxcnn", "train", str(config), "--workdir", "two", streamed)
@@ -223,6 +224,7 @@ def test_one_that_is_killed_ends_the_others_and_a_restart_resumes(start, config,
 
 
 @pytest.mark.zoo
+@pytest.mark.timeout(900)
 def test_a_mistake_ends_all_processes(start, config, tmp_path):
     run = ("-m", "flaxcnn", "train", str(config), "--workdir", "run", *JOINED, "{index}")
     statuses, logs = wait(start(*run, "--config.parallel=pmap"))
@@ -241,6 +243,7 @@ def test_a_mistake_ends_all_processes(start, config, tmp_path):
 
 
 @pytest.mark.zoo
+@pytest.mark.timeout(900)
 def test_the_documents_launcher(command_env, config, tmp_path, run_command):
     text = (ROOT / "docs" / "multi_host.md").read_text()
     (code,) = re.findall(r"```python\n(import multiprocessing.*?)```", text, re.DOTALL)
@@ -248,7 +251,7 @@ def test_the_documents_launcher(command_env, config, tmp_path, run_command):
     code = code.replace('"digits"', repr(str(config))).replace("runs/two", str(tmp_path / "two"))
     file = tmp_path / "launch.py"
     file.write_text(code)
-    done = run_command(file, PYTHONPATH=str(ROOT), JAX_NUM_CPU_DEVICES="2")
+    done = run_command(file, PYTHONPATH=str(ROOT), JAX_NUM_CPU_DEVICES="2", timeout=600)
     assert done.returncode == 0, done.stderr
     assert re.search(r"accuracy 0\.\d+", done.stdout)
     assert len(rows(tmp_path / "two")) == 8

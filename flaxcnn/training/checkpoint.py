@@ -121,7 +121,11 @@ class SavedCheckpoints:
                 "training state has other parts; that version can read it"
             )
         with _damage_named(step), _alone():
-            state: Any = ocp.load(path, target, checkpointable_name="state")
+            saved: Any = ocp.metadata(path, "state").metadata
+            # What an old version did not have of a state is None here, as the layouts are equal.
+            parts = {name: part for name, part in vars(target).items() if name in saved}
+            loaded: Any = ocp.load(path, parts, checkpointable_name="state")
+            state: Any = target.replace(**loaded)
             if hash_tree(state) != sha256:
                 raise ValueError("its SHA-256 is not the one it was saved with")
         return _with_typed_keys(state), metadata["history"]

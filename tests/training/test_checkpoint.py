@@ -74,6 +74,23 @@ def test_a_restored_state_has_the_same_bits_key_and_history(open_checkpoints):
     )
 
 
+def test_a_state_of_a_version_that_had_fewer_parts(open_checkpoints, monkeypatch):
+    checkpoints = open_checkpoints()
+    saver = checkpoints._checkpointer
+    write = saver.save_checkpointables
+
+    def write_old(step, parts, **kwargs):
+        old = {k: v for k, v in vars(parts["state"]).items() if k not in ("mask", "leaders")}
+        return write(step, {"state": old}, **kwargs)
+
+    monkeypatch.setattr(saver, "save_checkpointables", write_old)
+    save(checkpoints, 5, 0.25)
+    checkpoints.wait()
+    _, state, _ = open_checkpoints().restore_latest(ABSTRACT)
+    assert hash_tree(state) == hash_tree(make_state(5))
+    assert state.mask is None and state.leaders is None
+
+
 def test_a_row_added_while_a_save_is_being_written_is_not_in_it(open_checkpoints):
     """It would be there twice after a resume, and count twice for plateau and early stopping."""
     checkpoints, history = open_checkpoints(keep_last=9), []

@@ -32,13 +32,22 @@ def get_study() -> Study:
             weights=os.environ.get(
                 "WEIGHTS", "file:mobilenet_v2_1.0_224_q8.safetensors,into=backbone"
             ),
-            kwargs=ConfigDict(BACKBONE | {"features": 128, "momentum": 0.97}),
+            kwargs=ConfigDict(
+                BACKBONE
+                | {
+                    "backbone_kwargs": {"out_indices": (2, 3)},
+                    "strides": (16, 8),
+                    "features": 96,
+                    "momentum": 0.97,
+                }
+            ),
         ),
         task=TaskConfig(
             "detection",
             {
                 "method": "yolo_v3",
-                "priors": (((16, 16), (35, 36), (45, 43)), ((62, 58), (80, 74), (100, 92))),
+                "stride": 16,
+                "priors": (((12, 12), (16, 16), (24, 26)), ((36, 36), (46, 43), (86, 78))),
             },
         ),
         data=DataConfig(
@@ -66,7 +75,7 @@ def get_study() -> Study:
             freeze="backbone/(.*bn|stem|stage[123])",
             ema_decay=0.998,
         ),
-        epochs=40,
+        epochs=25,
         steps_per_call=25,
     )
     ssd_boxes = {

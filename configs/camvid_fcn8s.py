@@ -3,9 +3,9 @@
 flaxcnn train camvid_fcn8s --config.data.source=masks:PATH
 with --config.model.weights=file:mobilenet_v2_1.0_224_q8.safetensors,into=backbone
 
-Measured (two threads of an AMD EPYC, AVX2, other work on the machine; Python 3.11.7, jaxlib 0.10.1;
-seed 0): mean IoU 0.4107, 0.5054 and 0.5349 on the test split after each stage, twelve minutes of
-steps at median rates (docs/segmentation.md).
+Measured (two threads of an AMD EPYC, AVX-512, other work on the machine; Python 3.11.7, jaxlib
+0.10.1; seed 0): mean IoU 0.4107, 0.5054 and 0.5349 on the test split after each stage, twelve
+minutes of steps at median rates (docs/segmentation.md).
 """
 
 from ml_collections import ConfigDict

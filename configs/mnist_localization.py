@@ -4,6 +4,8 @@ python docs/make_mnist_scenes.py mnist_scenes
 flaxcnn train mnist_localization
 """
 
+from ml_collections import ConfigDict
+
 from flaxcnn.training import (
     Config,
     DataConfig,
@@ -19,15 +21,17 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(
             name="integral_box",
-            kwargs={
-                "backbone": "cifar_resnet20",
-                "backbone_kwargs": {"features": 8, "depths": (1, 2, 3)},
-                "stride": 4,
-                "features": 48,
-            },
+            kwargs=ConfigDict(
+                {
+                    "backbone": "cifar_resnet20",
+                    "backbone_kwargs": {"features": 8, "depths": (1, 2, 3)},
+                    "stride": 4,
+                    "features": 48,
+                }
+            ),
         ),
         data=DataConfig(source="boxes:mnist_scenes", batch_size=64, eval_batch_size=250),
-        task=TaskConfig("localization", {"box_weight": 20.0}),
+        task=TaskConfig("localization", ConfigDict({"box_weight": 20.0})),
         optimizer=OptimizerConfig(
             name="adam", learning_rate=0.003, schedule=ScheduleConfig("one_cycle")
         ),

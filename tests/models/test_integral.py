@@ -22,8 +22,7 @@ def test_a_place_is_the_mean_of_its_map():
     expected = np.stack([np.einsum("nhwk,hw->nk", shares, place) for place in places], axis=-1)
     means = jax.jit(lambda x: find_means(spread(x)))(scores)
     np.testing.assert_allclose(means, expected, atol=1e-6)
-    peak = np.zeros((1, 4, 6, 1), np.float32)
-    peak[0, 3, 1] = 1
+    peak = jnp.zeros((1, 4, 6, 1)).at[0, 3, 1].set(1)
     np.testing.assert_allclose(find_means(peak), [[[-0.25, 0.375]]], atol=1e-6)
     stretched = find_means(peak, to_borders=True)
     np.testing.assert_allclose(stretched, [[[1 / 5 - 0.5, 0.5]]], atol=1e-6)

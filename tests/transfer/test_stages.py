@@ -3,14 +3,24 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from flaxcnn.errors import UserError
 from flaxcnn.estimate.estimate import without_weights
 from flaxcnn.training import train
-from flaxcnn.training.config import Config, DataConfig, ModelConfig, OptimizerConfig, normalize
+from flaxcnn.training.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TaskConfig,
+    normalize,
+)
 from flaxcnn.training.config_check import validate
 from flaxcnn.training.config_json import from_dict, to_dict
+from flaxcnn.training.experiment import check_stages
 from flaxcnn.training.extend import extend
 from flaxcnn.training.inference import load_run
 from flaxcnn.training.stages import find_run, read_stages
@@ -150,3 +160,27 @@ def test_a_later_stage_that_cannot_be_is_refused_before_the_first_is_trained(
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_takes_the_network_of_the_one_before_into_its_own(tmp_path):
+    """As a cascade takes its first stage."""
+    names, joints = ["l_hip", "r_shoulder"], [[8, 9], [20, 12]]
+    table: dict = {"joint_names": names}
+    for shade, split in enumerate(("train", "test")):
+        (tmp_path / split).mkdir()
+        Image.fromarray(np.full((32, 32), shade, np.uint8)).save(tmp_path / split / "a.png")
+        table[split] = [{"file_name": "a.png", "joints": joints}] * 8
+    (tmp_path / "annotations.json").write_text(json.dumps(table))
+    cascade = {
+        "model.name": "deeppose_cascade",
+        "model.kwargs": {"first": "mnist_tiny", "second": "mnist_mlp_512", "crop": 8},
+        "model.weights": "run:previous,into=backbone",
+        "optimizer.freeze": "stage1",
+    }
+    config = make_config(("first", {}), ("second", cascade), task=TaskConfig("pose"))
+    config.model = ModelConfig("mnist_tiny")
+    config.data = DataConfig(
+        source=f"keypoints:{tmp_path}", batch_size=8, eval_batch_size=8, validation=0.0
+    )
+    first = check_stages(read_stages(normalize(config)), tmp_path / "run")
+    assert first.model.num_classes == 4

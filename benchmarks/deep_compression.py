@@ -92,7 +92,7 @@ CASES = {
             ),
             optimizer=OptimizerConfig(name="nesterov", weight_decay=1e-4),
         ),
-        Plan((0.54,), bits=5, retrain=1, rate=0.005),
+        Plan((0.54, 0.54), bits=5, retrain=1, rate=0.005),
         published=True,
         accuracy=0.9173,  # tests/weights/test_real_resnet20.py
     ),
@@ -214,7 +214,7 @@ of the last step. One thread of an AMD EPYC (AVX-512); Python 3.11, jaxlib 0.10.
 
 SqueezeNet comes pruned and shared (8 bits; the authors' release), so that nothing is lost: all bits
 come back, and the answers on 48 photographs are the same to the last digit. ResNet-20 has published
-weights; its retraining sees a third of the images once. The papers' sizes are of Han 2016
+weights; its retraining sees a third of the images twice. The papers' sizes are of Han 2016
 (tables 1 to 3), which counts codebooks and indices, and of Iandola 2016 (table 2).
 Decoding is of float32 bytes, with reading and checksum, per CPU-second.
 

@@ -2,6 +2,10 @@
 
 flaxcnn train bccd_yolov3_tiny --config.data.source=coco:PATH
 with --config.model.weights=file:mobilenet_v2_1.0_224_q8.safetensors,into=backbone
+
+Measured (one thread of an AMD EPYC, AVX-512, other work on the machine; Python 3.11.7, jaxlib
+0.10.1): mAP@0.5 0.8125, 0.8516 and 0.8205 on the test split with seeds 0 to 2, mean 0.828, 8.5 to
+16 minutes each (docs/detection.md).
 """
 
 from ml_collections import ConfigDict

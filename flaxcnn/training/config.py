@@ -50,7 +50,7 @@ class BalanceConfig:
 class DataConfig:
     """Which images, how they are cut into splits and batches, and how they reach the device."""
 
-    source: str = "digits"  # "digits", "tfds:<name>" or "folder:<path>"
+    source: str = "digits"  # or tfds:NAME, folder: masks: boxes: keypoints: coco: voc: yolo:PATH
     batch_size: int = 64  # examples per optimizer update, over all devices
     eval_batch_size: int = 256  # examples at a time, over all devices
     image_size: tuple[int, ...] = ()  # (height, width); () keeps the source's own size
@@ -65,6 +65,7 @@ class DataConfig:
     cache_features: bool = False  # of a frozen base: computed once, kept on disk; no augment, views
     augment: tuple[Any, ...] = ()  # of the training images: (("flip",), ("rotate", 15)), in order
     augment_classes: tuple[str, ...] = ()  # only of the images of these; () is all classes
+    least_share: float = 0.0  # of a box's area: one of which augmentation leaves less is dropped
     views: tuple[Any, ...] = ()  # over which the final test averages: (("shift", 1), ("flip",))
     balance: BalanceConfig = dataclasses.field(default_factory=BalanceConfig)
 
@@ -73,7 +74,7 @@ class DataConfig:
 class TaskConfig:
     """What is to be learnt; the settings of classification are the fields of `loss`."""
 
-    name: str = "classification"  # the only one so far
+    name: str = "classification"  # "segmentation", "localization", "pose", "detection"
     kwargs: ConfigDict = dataclasses.field(default_factory=ConfigDict)  # of any other task
 
     def __post_init__(self):

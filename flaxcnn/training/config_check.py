@@ -95,6 +95,8 @@ def _check_augment(data: DataConfig, places: bool) -> None:
             raise UserError(f"{field} goes by an image's label, which this task.name has none of")
     if data.augment_classes and not data.augment:
         raise UserError("data.augment_classes says for which classes data.augment is: give that")
+    if not 0 <= data.least_share <= 1:
+        raise UserError(f"data.least_share must be in [0, 1], got {data.least_share}")
     read_policy(data.augment, by_class=bool(data.augment_classes), places=places)
     read_views(data.views, places=places)
 

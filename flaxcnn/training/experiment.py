@@ -320,7 +320,9 @@ class Experiment:
         policy = data.augment if epoch is None else policy_at(data.augment, epoch)
         classes = augment_labels(self.config, self.facts.class_names)
         steps, axis = self.plan.steps_per_epoch, self.parallel.axis_name
-        return make_augment(policy, shape, steps, axis, classes=classes)
+        return make_augment(
+            policy, shape, steps, axis, classes=classes, least_share=data.least_share
+        )
 
     def evaluator(self, split: Split, views: Sequence[View] = ()) -> Evaluator:
         """Exact evaluation on `split`."""

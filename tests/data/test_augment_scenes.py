@@ -95,6 +95,19 @@ def test_boxes_of_which_little_is_left_do_not_count():
         for share in (0.0, 0.5)
     ]
     assert valid == [[True, True], [False, True]]
+    images = np.zeros((16, 20, 20, 3), np.uint8)
+    boxes = boxes.replace(boxes=np.array([[7, 7, 13, 13], [4, 0, 14, 10]], np.float32))
+    targets = jax.tree.map(lambda x: np.broadcast_to(x, (16, *x.shape)), boxes)
+    some, whole = (
+        make_augment([("random_resized_crop", (0.7, 0.7))], (20, 20, 3), 1, least_share=share)(
+            jax.random.key(0), 0, images, targets
+        )[1]
+        for share in (0.0, 0.999)
+    )
+    places = np.asarray(some.boxes)
+    uncut = ((places > 0.01) & (places < 19.99)).all(-1)
+    assert 0 < uncut.sum() < some.valid.sum()
+    np.testing.assert_array_equal(whole.valid, uncut)
 
 
 def test_what_scenes_refuse():

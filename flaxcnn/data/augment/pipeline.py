@@ -137,6 +137,7 @@ def make_augment(
     axis_name: str | None = None,
     *,
     classes: Sequence[int] = (),
+    least_share: float = 0.0,
 ) -> Augment:
     """Makes the augmentation that training compiles into its step, of a list of entries.
 
@@ -146,9 +147,10 @@ def make_augment(
     What happens to an example depends on the key, the step and its position in the global batch:
     bit for bit however the batch is divided, but for the last bit after chains of many warps, where
     the compiler's choices still show (measured: 6e-7 after twelve).
-    With `classes`, only images of these labels are changed, and targets are labels int32 [N]. Under
-    `pmap`, `axis_name` is the mapped axis. Raises UserError as `read_policy`; for targets with
-    places when it is traced.
+    Of targets that are `Boxes`, those of which less than `least_share` of their area is left are
+    dropped. With `classes`, only images of these labels are changed, and targets are labels int32
+    [N]. Under `pmap`, `axis_name` is the mapped axis. Raises UserError as `read_policy`; for
+    targets with places when it is traced.
     """
     operations = read_policy(policy, channels=image_shape[-1], by_class=bool(classes))
     alternate = bool(operations) and isinstance(operations[0], AlternatingFlip)
@@ -160,6 +162,8 @@ def make_augment(
             read_policy(policy, places=True)
         if any(isinstance(o, Scene | Mosaic) for o in operations) and type(targets) is not Boxes:
             raise UserError("data.augment: random_iou_crop and mosaic need targets that are boxes")
+        if isinstance(targets, Boxes):
+            targets = targets.replace(least_share=least_share)
         key = jax.random.fold_in(jax.random.fold_in(key, step), _PURPOSE)
         positions = jnp.arange(len(images))
         if axis_name is not None:

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from flaxcnn.data.annotated import BoxNote
+from flaxcnn.data.annotated import BoxNote, move_classes
 from flaxcnn.data.images import ImageFormat, find_scale, fit_image, fit_matrix
 from flaxcnn.data.splits import Opened, Records, map_chunks
+from flaxcnn.data.targets import IGNORED, Mask
 from flaxcnn.errors import UserError
 
 
@@ -132,6 +133,69 @@ class TfdsObjects(TfdsRecords):
         )
 
 
+@dataclass(frozen=True)
+class TfdsMasks(TfdsRecords):
+    """Images with a class for every pixel, in the feature `mask`; 255 is not known."""
+
+    mask: str = ""
+
+    def read_labels(self, indices: np.ndarray) -> np.ndarray | None:
+        """See `flaxcnn.data.splits.Records`."""
+
+    def highest(self) -> int:
+        """The highest number of a class; all masks are read. Raises UserError for damaged ones."""
+
+        def of_chunk(indices: np.ndarray) -> list[int]:
+            masks = (
+                self._values(int(index), example[self.mask])
+                for index, example in zip(indices, self._examples(indices), strict=True)
+            )
+            return [int(values[values != IGNORED].max(initial=0)) for values in masks]
+
+        chunks = map_chunks(of_chunk, len(self), f"masks of {self.title}")
+        return max((value for chunk in chunks for value in chunk), default=0)
+
+    def read(self, indices: np.ndarray) -> Iterator[tuple[np.ndarray | UserError, Any]]:
+        """See `flaxcnn.data.splits.Records`."""
+        for index, example in zip(indices, self._examples(indices), strict=True):
+            try:
+                yield self._read(int(index), example)
+            except cv2.error:
+                error = f"{self.title}: image {index} is too large or too narrow"
+                yield UserError(error), None
+            except UserError as error:
+                yield error, None
+
+    def _read(self, index: int, example: Any) -> tuple[np.ndarray, Mask]:
+        image = _decode(example["image"], self.format, self.fast)
+        if image is None:
+            raise UserError(f"{self.title}: image {index} is damaged")
+        with Image.open(io.BytesIO(example["image"])) as opened:
+            width, height = opened.size
+        values = self._values(index, example[self.mask])
+        if values.shape != (height, width):
+            raise UserError(
+                f"{self.title}: the mask of image {index} is {values.shape[1]}x{values.shape[0]}, "
+                f"and its image {width}x{height}"
+            )
+        wrong = values[(values >= self.classes) & (values != IGNORED)]
+        if wrong.size:
+            raise UserError(
+                f"{self.title}: the mask of image {index} has a pixel of class {wrong[0]}: there "
+                f"are classes 0..{self.classes - 1}, and {IGNORED} is ignored"
+            )
+        size = self.format.size[0], self.format.size[1]
+        matrix = fit_matrix((height, width), size, self.format.resize)
+        return image, Mask(move_classes(values, matrix, size))
+
+    def _values(self, index: int, encoded: bytes) -> np.ndarray:
+        buffer = np.frombuffer(encoded, np.uint8)
+        values = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if len(buffer) else None
+        if values is None or values.ndim != 2 or values.dtype != np.uint8:
+            raise UserError(f"{self.title}: the mask of image {index} is no grey picture")
+        return values
+
+
 _SCALED = {  # by what the sides are divided by, for one and for three channels
     1: (cv2.IMREAD_GRAYSCALE, cv2.IMREAD_COLOR),
     2: (cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_COLOR_2),
@@ -164,12 +228,14 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
     """The classes and splits of the set that tfds knows as `name`.
 
     The data directory is TFDS_DATA_DIR, or tfds's own default. A set that is not there yet is
-    downloaded and prepared if TensorFlow is installed. Raises UserError if it is not, for an
-    unknown set, one without image and label, or images of several sizes and none in the format.
+    downloaded and prepared if TensorFlow is installed. Of "name#feature" the targets are the masks
+    in that feature. Raises UserError if TensorFlow is not installed, for an unknown set, one
+    without image and label, or images of several sizes and none in the format.
     """
     import tensorflow_datasets as tfds
 
-    builder, class_names, image_shape, has_objects = _open_builder(name, image_format)
+    name, _, mask = name.partition("#")
+    builder, class_names, image_shape, has_objects = _open_builder(name, image_format, mask)
     _prepare(name, builder)
     full = image_format._replace(size=image_shape[:2], channels=image_shape[2])
     # Every image feature stays encoded: ours to be decoded here, the others because none asks.
@@ -192,19 +258,30 @@ def open_tfds(name: str, image_format: ImageFormat) -> Opened:
             records[split] = TfdsRecords(source, title, full, len(class_names))
             if has_objects:
                 records[split] = TfdsObjects(source, title, full, len(class_names))
+            if mask:
+                records[split] = TfdsMasks(source, title, full, len(class_names), mask=mask)
     if "train" not in records:
         raise UserError(
             f"data.source: tfds:{name} has no train split; it has {', '.join(builder.info.splits)}"
         )
     if has_objects:
         records = _count_objects(records)
+    if mask and not class_names:
+        class_names, records = _number_classes(records)
     return Opened(
         class_names,
         image_shape,
         records,
         version=builder.info.full_name,
-        labelled=not has_objects,
+        labelled=not has_objects and not mask,
     )
+
+
+def _number_classes(records: Mapping[str, Records]) -> tuple[tuple[str, ...], dict[str, Records]]:
+    """Numbers as names, of the classes that masks have."""
+    highest = max(r.highest() for r in records.values() if isinstance(r, TfdsMasks))
+    named = tuple(map(str, range(highest + 1)))
+    return named, {s: dataclasses.replace(r, classes=len(named)) for s, r in records.items()}  # type: ignore[type-var]
 
 
 def _count_objects(records: Mapping[str, Records]) -> dict[str, Records]:
@@ -228,7 +305,8 @@ def read_header(
 
     No splits if the set is not prepared yet. Raises UserError as `open_tfds`.
     """
-    builder, class_names, image_shape, _ = _open_builder(name, image_format)
+    name, _, mask = name.partition("#")
+    builder, class_names, image_shape, _ = _open_builder(name, image_format, mask)
     counts = {
         split: info.num_examples
         for split, info in builder.info.splits.items()
@@ -238,15 +316,21 @@ def read_header(
 
 
 def _open_builder(
-    name: str, image_format: ImageFormat
+    name: str, image_format: ImageFormat, mask: str
 ) -> tuple[Any, tuple[str, ...], tuple[int, int, int], bool]:
-    """The builder, class names, (height, width, channels), and whether boxes stand for labels."""
+    """The builder, class names, (height, width, channels), and whether boxes stand for labels.
+
+    With `mask`, a feature's name, its names of classes, if it has any.
+    """
     import tensorflow_datasets as tfds
 
     builder = _make_builder(name)
     features = builder.info.features
     columns = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = columns.get("image"), columns.get("label")
+    if mask:
+        names = _find_mask(name, columns, mask)
+        return builder, names, _find_shape(name, image, image_format), False
     objects = getattr(columns.get("objects"), "feature", None)
     has_objects = False
     if label is None and isinstance(objects, tfds.features.FeaturesDict):
@@ -263,6 +347,21 @@ def _open_builder(
         )
     image_shape = _find_shape(name, image, image_format)
     return builder, tuple(label.names), image_shape, has_objects
+
+
+def _find_mask(name: str, columns: Mapping[str, Any], mask: str) -> tuple[str, ...]:
+    """The names of a mask's classes, () for none. Raises UserError if it is no mask."""
+    import tensorflow_datasets as tfds
+
+    pictures = {k: f for k, f in columns.items() if isinstance(f, tfds.features.Image)}
+    shapes: dict[str, Any] = {key: feature.shape for key, feature in pictures.items()}
+    grey = [key for key, shape in shapes.items() if shape[-1] == 1 and key != "image"]
+    if mask not in grey or "image" not in pictures:
+        raise UserError(
+            f"data.source: tfds:{name} has no masks called {mask!r} beside its images; there are "
+            f"{', '.join(grey) or 'none'}"
+        )
+    return tuple(getattr(columns[mask], "names", None) or ())
 
 
 def _make_builder(name: str) -> Any:

@@ -341,3 +341,41 @@ def test_objects_as_of_bccd_voc_and_coco(monkeypatch, capsys):
     assert targets.placed[0].tolist() == [1, 1, 0, 10, 40, 20]
     splits["train"][2]["objects"]["label"][0] = 2
     assert "a label of image 2 is outside 0..1" in line("tfds:fake", image_size=(40, 40))
+
+
+def test_masks_of_a_feature(monkeypatch):
+    """As scene_parse150, whose masks have names, and oxford_iiit_pet, which has numbers."""
+    mask = np.zeros((6, 8, 1), np.uint8)
+    mask[:, 4:], mask[0] = 1, 255
+
+    def example(base, values):
+        return {
+            "image": encode(base),
+            "label": 0,
+            "mask": cv2.imencode(".png", values)[1].tobytes(),
+        }
+
+    train = [example(9, mask), example(7, 2 * (mask == 1).astype(np.uint8))]
+    splits = {"train": train, "validation": train[:1]}
+    plain = tfds.features.Image(shape=(None, None, 1))
+    decoders = fake(monkeypatch, splits, mask=plain)
+    dataset = load_dataset("tfds:fake#mask", image_size=(3, 4), resize="stretch")
+    assert set(decoders) == {"image", "mask"}
+    assert dataset.class_names == ("0", "1", "2") and not dataset.labelled
+    _, targets = dataset.splits["train"].load(np.arange(2))
+    expected = [[[0, 0, 1, 1]] * 3, [[0, 0, 2, 2]] * 3]
+    assert targets.classes.tolist() == expected
+    named = tfds.features.LabeledImage(labels=["sky", "tree"], shape=(None, None, 1))
+    fake(monkeypatch, {"train": train[:1], "validation": train[:1]}, mask=named)
+    assert load_dataset("tfds:fake#mask", image_size=(6, 8)).class_names == ("sky", "tree")
+    fake(monkeypatch, splits, mask=named)
+    assert "the mask of image 1 has a pixel of class 2: there are classes 0..1" in line(
+        "tfds:fake#mask", image_size=(6, 8)
+    )
+    fake(monkeypatch, splits | {"train": [example(9, mask[1:])]}, mask=plain)
+    assert "the mask of image 0 is 8x5, and its image 8x6" in line(
+        "tfds:fake#mask", image_size=(6, 8)
+    )
+    assert "no masks called 'masks' beside its images; there are mask" in line(
+        "tfds:fake#masks", image_size=(6, 8)
+    )

@@ -22,6 +22,7 @@ MODULES = {
     "flaxcnn.training": (),
     "flaxcnn.audit": (),
     "flaxcnn.export": (),
+    "flaxcnn.tasks.detection.sliding_window": ("detect_by_window",),
     "flaxcnn.tasks.task": ("Task", "Metric", "Setting", "Examples"),
 }
 HEADER = """# Public functions and classes

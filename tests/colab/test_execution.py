@@ -5,6 +5,7 @@ In a folder with a space in its name, as Google Drive's "My Drive" has: their ru
 
 import base64
 import io
+import json
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ PICTURES = {
     "3_cifar10": 4,
     "4_transfer_learning": 4,
     "5_look_inside": 12,
+    "6_detection_segmentation": 6,
     "7_reproduce": 1,
 }
 MOBILENET = "data/weights/mobilenet_v2_1.0_224_q8.safetensors"  # instead of a download
@@ -73,6 +75,24 @@ def find_photographs(data: Path, folder: Path) -> dict[str, str]:
     }
 
 
+def find_cells(data: Path, folder: Path) -> dict[str, str]:
+    """What tells the notebook of a folder with a few of BCCD's images, and of weights."""
+    cells = folder / "cells"
+    with tarfile.open(data / "bccd.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    (cells / "images").mkdir(parents=True)
+    for split, count in (("train", 16), ("val", 6), ("test", 6)):
+        noted = json.loads((folder / "bccd" / f"{split}.json").read_text())
+        kept = {image["id"]: image["file_name"] for image in noted["images"][:count]}
+        noted["images"] = noted["images"][:count]
+        noted["annotations"] = [x for x in noted["annotations"] if x["image_id"] in kept]
+        (cells / f"{split}.json").write_text(json.dumps(noted))
+        for name in kept.values():
+            (folder / "bccd" / "images" / name).rename(cells / "images" / name)
+    weights = data / "weights" / "mobilenet_v2_1.0_224_q8.safetensors"
+    return {"FLAXCNN_BOXES": str(cells), "FLAXCNN_WEIGHTS": f"file:{weights}"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
 def test_runs(source, shared, tfds_dir, command_env, tmp_path):
@@ -82,6 +102,9 @@ def test_runs(source, shared, tfds_dir, command_env, tmp_path):
     env = command_env | {name: str(path) for name, path in files.items()}
     if source.stem == "4_transfer_learning":
         env |= find_photographs(shared / "data", tmp_path)
+    if source.stem == "6_detection_segmentation":
+        pytest.importorskip("pycocotools", reason="needs the extra detection")
+        env |= find_cells(shared / "data", tmp_path)
     notebook = execute(source.with_suffix(".ipynb"), folder, env)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -22,7 +22,10 @@ import flaxcnn.models
 from flaxcnn.training import environment as env
 
 each = pytest.mark.parametrize("source", SOURCES, ids=[source.stem for source in SOURCES])
-ACCELERATORS = {"3_cifar10": ("TPU", "V5E1")}  # the others begin on a CPU runtime
+ACCELERATORS = {  # the others begin on a CPU runtime
+    "3_cifar10": ("TPU", "V5E1"),
+    "6_detection_segmentation": ("GPU", "T4"),
+}
 SMALL = {"importlib-resources", "ml-collections", "tensorboardx"}  # what Colab lacks
 HEADLESS = {"opencv-python-headless"}  # and its TPU runtime besides
 
@@ -64,10 +67,10 @@ def test_all_install_in_the_same_way(source):
     for words in ("def install(", "problem := unused_accelerator()", "def prepare("):
         with_them = [other for other in SOURCES if words in other.read_text()]
         if source in with_them:
-            first, cell = (find_cell(other, words) for other in (with_them[0], source))
-            assert re.sub(r'^prepare\(".*"\)$', "", cell, flags=re.M) == re.sub(
-                r'^prepare\(".*"\)$', "", first, flags=re.M
-            )
+            found = (find_cell(other, words) for other in (with_them[0], source))
+            called = r'^prepare\(".*"\)$'
+            first, cell = (re.sub(called, "", code, flags=re.M).rstrip() for code in found)
+            assert cell == first
     assert find_cell(source, "def install(") == cells(source)[0]
     assert not re.search(r"pip install|setup_tpu|tensorflow-tpu|^[!%]", source.read_text(), re.M)
 

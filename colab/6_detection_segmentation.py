@@ -188,6 +188,7 @@ config = load_config("bccd_yolov3_tiny")
 config.data.source = source
 config.model.weights = f"{WEIGHTS},into=backbone"
 if QUICK:
+    config.model.kwargs.backbone = "mobilenet_v1_0.25_128"
     config.epochs, config.steps_per_call = 3, 2
     config.data.image_size, config.data.augment = (96, 128), (("flip",),)
 

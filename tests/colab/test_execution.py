@@ -76,7 +76,7 @@ def find_photographs(data: Path, folder: Path) -> dict[str, str]:
 
 
 def find_cells(data: Path, folder: Path) -> dict[str, str]:
-    """What tells the notebook of a folder with a few of BCCD's images, and of weights."""
+    """What tells the notebook of a folder with a few of BCCD's images, and of a small network's weights."""
     cells = folder / "cells"
     with tarfile.open(data / "bccd.tar.gz") as archive:
         archive.extractall(folder, filter="data")
@@ -89,7 +89,7 @@ def find_cells(data: Path, folder: Path) -> dict[str, str]:
         (cells / f"{split}.json").write_text(json.dumps(noted))
         for name in kept.values():
             (folder / "bccd" / "images" / name).rename(cells / "images" / name)
-    weights = data / "weights" / "mobilenet_v2_1.0_224_q8.safetensors"
+    weights = data / "weights" / "mobilenet_v1_0.25_128_q8.safetensors"
     return {"FLAXCNN_BOXES": str(cells), "FLAXCNN_WEIGHTS": f"file:{weights}"}
 
 

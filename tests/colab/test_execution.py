@@ -76,7 +76,7 @@ def find_photographs(data: Path, folder: Path) -> dict[str, str]:
 
 
 def find_cells(data: Path, folder: Path) -> dict[str, str]:
-    """What tells the notebook of a folder with a few of BCCD's images, and of a small network's weights."""
+    """What tells the notebook of a few of BCCD's images, and of a small network's weights."""
     cells = folder / "cells"
     with tarfile.open(data / "bccd.tar.gz") as archive:
         archive.extractall(folder, filter="data")

@@ -71,7 +71,7 @@ def open_run(path: str | Path) -> PastRun:
     folder = Workdir(find_run(path))
     config, facts = folder.config(), Facts.read(folder)
     try:
-        lines = read_rows(folder)
+        lines = read_rows(folder, whole=True)
         for row in lines:
             missing = _NEEDED.get(row.get("split", ""), {"split"}) - row.keys()
             if missing:

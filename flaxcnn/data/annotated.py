@@ -16,7 +16,7 @@ from PIL import Image
 
 from flaxcnn.data.images import ImageFormat, fit_matrix, probe_image, read_image
 from flaxcnn.data.splits import SHOWN, Records
-from flaxcnn.data.targets import IGNORED, LEAST_SIDE, Boxes, Keypoints, Mask
+from flaxcnn.data.targets import IGNORED, LEAST_SIDE, Boxes, Keypoints, Mask, move_classes
 from flaxcnn.errors import UserError
 
 
@@ -149,19 +149,6 @@ class MaskFile(Annotation):
                 f"0..{self.classes - 1}, and {IGNORED} is ignored"
             )
         return Mask(move_classes(values.astype(np.uint8), matrix, size))
-
-
-def move_classes(classes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """`Mask.moved` of classes uint8 [H, W], on the host; `matrix` neither turns nor shears."""
-    matrix = matrix.astype(np.float64)
-    rows, columns = (
-        np.floor((np.arange(side) + 0.5 - matrix[axis, 2]) / matrix[axis, axis]).astype(int)
-        for axis, side in ((1, size[0]), (0, size[1]))
-    )
-    height, width = classes.shape
-    moved = classes[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
-    inside = np.outer((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
-    return np.where(inside, moved, np.uint8(IGNORED))
 
 
 def read_mask(path: str | Path) -> np.ndarray:

@@ -143,3 +143,16 @@ def has_places(targets: Any) -> bool:
 
 def _is_place(node: Any) -> bool:
     return isinstance(node, Place)
+
+
+def move_classes(classes: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`Mask.moved` of classes uint8 [H, W], on the host; `matrix` neither turns nor shears."""
+    matrix = matrix.astype(np.float64)
+    rows, columns = (
+        np.floor((np.arange(side) + 0.5 - matrix[axis, 2]) / matrix[axis, axis]).astype(int)
+        for axis, side in ((1, size[0]), (0, size[1]))
+    )
+    height, width = classes.shape
+    moved = classes[rows.clip(0, height - 1)][:, columns.clip(0, width - 1)]
+    inside = np.outer((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))
+    return np.where(inside, moved, np.uint8(IGNORED))

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from flaxcnn.data.annotated import BoxNote, move_classes
+from flaxcnn.data.annotated import BoxNote
 from flaxcnn.data.images import ImageFormat, find_scale, fit_image, fit_matrix
 from flaxcnn.data.splits import Opened, Records, map_chunks
-from flaxcnn.data.targets import IGNORED, Mask
+from flaxcnn.data.targets import IGNORED, Mask, move_classes
 from flaxcnn.errors import UserError
 
 

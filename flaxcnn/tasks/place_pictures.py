@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from flaxcnn.tasks.figures import make_figure
@@ -84,6 +83,8 @@ def _draw_grid(
 
 def draw_box(image: np.ndarray, box: np.ndarray, name: str) -> np.ndarray:
     """The image uint8 [H, W, C] with a box, [4] in pixels, and a name: uint8 [H, W, 3]."""
+    import cv2
+
     image = _to_color(image)
     left, top, right, bottom = (round(float(x)) for x in box)
     thick = _thickness(image)
@@ -106,6 +107,8 @@ def draw_body(
     image: np.ndarray, points: np.ndarray, limbs: Sequence[tuple[int, int]]
 ) -> np.ndarray:
     """The image uint8 [H, W, C] with joints [K, 2], in pixels, and limbs: uint8 [H, W, 3]."""
+    import cv2
+
     image = _to_color(image)
     ends = [tuple(round(float(x)) for x in point) for point in np.clip(points, -1e4, 1e4)]
     thick = _thickness(image)

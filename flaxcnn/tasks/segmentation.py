@@ -10,9 +10,8 @@ import numpy as np
 import optax
 from PIL import Image
 
-from flaxcnn.data.annotated import move_classes
 from flaxcnn.data.splits import ArraySplit, Split, map_chunks
-from flaxcnn.data.targets import IGNORED, Mask
+from flaxcnn.data.targets import IGNORED, Mask, move_classes
 from flaxcnn.errors import UserError
 from flaxcnn.models._network import Outputs
 from flaxcnn.tasks.classification_pictures import count_confusions

@@ -19,6 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm.auto import tqdm
 
 from flaxcnn.data.plans import TrainPlan
+from flaxcnn.errors import UserError
 from flaxcnn.training.sinks import Sinks
 from flaxcnn.training.workdir import Workdir, replace
 
@@ -28,12 +29,12 @@ _MOST_CLASSES = 100  # whose confusions are kept: 20 kB an epoch
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
 
 
-def read_rows(workdir: Workdir) -> list[Row]:
+def read_rows(workdir: Workdir, *, whole: bool = False) -> list[Row]:
     """The rows of metrics.jsonl; a last line that a kill cut off is skipped.
 
-    So are damaged lines, which are counted on stderr.
+    So are damaged lines, which are counted on stderr; with `whole` they raise UserError.
     """
-    return _read(workdir.metrics, {"step", "split", "epoch"})
+    return _read(workdir.metrics, {"step", "split", "epoch"}, whole)
 
 
 def read_confusions(workdir: Workdir) -> list[Row]:
@@ -41,7 +42,7 @@ def read_confusions(workdir: Workdir) -> list[Row]:
     return _read(workdir.confusions, {"step", "epoch", "counts"})
 
 
-def _read(file: Path, fields: set[str]) -> list[Row]:
+def _read(file: Path, fields: set[str], whole: bool = False) -> list[Row]:
     """The lines that are objects with these fields."""
     if not file.exists():
         return []
@@ -52,6 +53,8 @@ def _read(file: Path, fields: set[str]) -> list[Row]:
             if isinstance(row, dict) and fields <= row.keys():
                 rows.append(row)
     if damaged := len(lines) - len(rows):
+        if whole:
+            raise UserError(f"{file} is damaged: {damaged} lines are no rows")
         print(f"WARNING: {file}: {damaged} damaged lines are left out", file=sys.stderr)
     return rows
 

@@ -215,8 +215,12 @@ def test_what_cannot_be_verified_is_told_in_one_line(tmp_path, copied):
     with pytest.raises(UserError, match="holds no run: config.json is missing"):
         verify(tmp_path / "nothing")
     with open(Workdir(copied).metrics, "a") as file:
-        file.write('{"split": "train", "step": 50}\n')
+        file.write('{"split": "train", "step": 50, "epoch": 4}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged: a row without loss"):
+        verify(copied)
+    with open(Workdir(copied).metrics, "a") as file:
+        file.write("torn\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: 1 lines are no rows"):
         verify(copied)
     shutil.rmtree(copied / "saved")
     Workdir(copied).metrics.unlink()

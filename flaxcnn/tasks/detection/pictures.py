@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from flaxcnn.tasks.detection.measures import Kept, match_objects
@@ -124,6 +123,8 @@ def draw_objects(
     image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> np.ndarray:
     """The image uint8 [H, W, C] with boxes [n, 4] and a name for each: uint8 [H, W, 3]."""
+    import cv2
+
     drawn = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
     drawn = np.ascontiguousarray(drawn).copy()
     side = min(image.shape[:2])

@@ -1,22 +1,18 @@
 """The tasks by the name that `task.name` has in a config."""
 
+import importlib
 from typing import Any
 
 from flaxcnn.errors import UserError
-from flaxcnn.tasks.classification import Classification
-from flaxcnn.tasks.detection.detection import Detection
-from flaxcnn.tasks.localization import Localization
-from flaxcnn.tasks.pose import Pose
-from flaxcnn.tasks.segmentation import Segmentation
 
-# What makes each: `make(Setting, **settings)`. Those of classification are the config's `loss`, of
-# every other task its `task.kwargs`.
-TASKS: dict[str, Any] = {
-    "classification": Classification,
-    "detection": Detection,
-    "localization": Localization,
-    "pose": Pose,
-    "segmentation": Segmentation,
+# Where each one's class is, to be imported when it is asked for. `make(Setting, **settings)` makes
+# a task: the settings of classification are the config's `loss`, of any other its `task.kwargs`.
+TASKS = {
+    "classification": "flaxcnn.tasks.classification.Classification",
+    "detection": "flaxcnn.tasks.detection.detection.Detection",
+    "localization": "flaxcnn.tasks.localization.Localization",
+    "pose": "flaxcnn.tasks.pose.Pose",
+    "segmentation": "flaxcnn.tasks.segmentation.Segmentation",
 }
 
 
@@ -24,4 +20,5 @@ def find_task(name: str) -> Any:
     """The class of the task `name`. Raises UserError if there is none."""
     if name not in TASKS:
         raise UserError(f"task.name must be one of {', '.join(TASKS)}, got {name!r}")
-    return TASKS[name]
+    module, _, kind = TASKS[name].rpartition(".")
+    return getattr(importlib.import_module(module), kind)

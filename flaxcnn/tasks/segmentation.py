@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from PIL import Image
 
 from flaxcnn.data.splits import ArraySplit, Split, map_chunks
 from flaxcnn.data.targets import IGNORED, Mask, move_classes
@@ -20,6 +19,7 @@ from flaxcnn.tasks.task import Examples, Metric, Setting, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 Array = jax.Array
 
@@ -213,7 +213,7 @@ class Segmentation(Task):
         """The image uint8 [H, W, C] with its classes over it, uint8 [H, W, 3]."""
         return color_classes(image, answer["classes"])
 
-    def mask(self, answer: Mapping[str, np.ndarray]) -> Image.Image:
+    def mask(self, answer: Mapping[str, np.ndarray]) -> "Image":
         """Numbers of classes in their colours, as the masks of a folder are read; 255 is none."""
         return to_palette(answer["classes"])
 

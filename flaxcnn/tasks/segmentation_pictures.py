@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from flaxcnn.data.targets import IGNORED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 _OVERLAY = 0.6  # share of a class's colour over the image
 
@@ -34,9 +34,11 @@ def color_classes(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.where((classes == IGNORED)[..., None], image, mixed).round().astype(np.uint8)
 
 
-def to_palette(classes: np.ndarray) -> Image.Image:
+def to_palette(classes: np.ndarray) -> "Image":
     """Numbers of classes uint8 [H, W] as an image whose palette has their colours."""
-    image = Image.fromarray(classes).convert("P")
+    from PIL.Image import fromarray
+
+    image = fromarray(classes).convert("P")
     image.putpalette(class_colors(256).tobytes())
     return image
 

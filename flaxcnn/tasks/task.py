@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from PIL import Image
 
 from flaxcnn.data.splits import Split
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 Array = jax.Array
 
@@ -118,7 +118,7 @@ class Task(Protocol):
         """
         return None
 
-    def mask(self, answer: Any) -> Image.Image | None:
+    def mask(self, answer: Any) -> "Image | None":
         """The answer as a PNG's pixels, where it is a class for each of them; None: it is not."""
         return None
 

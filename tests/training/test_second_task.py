@@ -106,7 +106,7 @@ class Regression(Task):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(registry.TASKS, "regression", Regression)
+    monkeypatch.setitem(registry.TASKS, "regression", f"{__name__}.Regression")
     monkeypatch.setitem(sources.OPENERS, "squares", open_squares)
 
 
@@ -126,7 +126,7 @@ def make_config(**changes) -> Config:
 def workdir(tmp_path_factory):
     """A run that was stopped after its first call and resumed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.TASKS, "regression", Regression)
+        patch.setitem(registry.TASKS, "regression", f"{__name__}.Regression")
         patch.setitem(sources.OPENERS, "squares", open_squares)
         folder = tmp_path_factory.mktemp("run")
         assert train(make_config(), folder, stop=lambda: True) is None

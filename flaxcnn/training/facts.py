@@ -59,7 +59,7 @@ class Facts:
     steps_per_call: int
     train_images: list[int] = dataclasses.field(default_factory=list)  # per class, see `Draws`;
     train_draws: list[int] = dataclasses.field(default_factory=list)  # [] in runs of old versions
-    norm_momentum: float = 0.0  # the largest of BatchNorm; 0 without, and in runs of old versions
+    norm_momentum: float = 0.0  # the largest of BatchNorm that trains; 0 without, in older runs
     data_version: str = ""  # "" in runs of old versions
     extended: list[int] = dataclasses.field(default_factory=list)  # epochs, see `extend.py`
     weights: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `Start`; {} without
@@ -130,7 +130,9 @@ def find_facts(
     tx = make_run_optimizer(config, model, dataset.image_shape, lambda step: 0.0)
     with record_momentum() as momenta:
         state = jax.eval_shape(lambda: make_run_state(config, model, tx, dataset.image_shape))
-    make_freeze(config).check(state.params)
+    freeze = make_freeze(config)
+    freeze.check(state.params)
+    moving = [m for path, m in momenta.items() if not freeze.holds_statistic(path)]
     for field, shape in (*(("data.augment", size) for size in sizes), ("data.views", viewed)):
         if shape != dataset.image_shape:
             check_takes(model, state.variables, shape, field)
@@ -159,7 +161,7 @@ def find_facts(
         parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state.params)),
         steps_per_call=config.steps_per_call or planned,
         **count_classes(draws),
-        norm_momentum=max(momenta, default=0.0),
+        norm_momentum=max(moving, default=0.0),
         data_version=dataset.version,
         weights=start.to_dict() if start else {},
         counts=counts or {},

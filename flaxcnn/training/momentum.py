@@ -12,15 +12,18 @@ _LARGEST_SHARE = 0.1  # of their initial values that averages may still hold at 
 
 
 @contextlib.contextmanager
-def record_momentum() -> Iterator[list[float]]:
-    """Lists the momentum of each BatchNorm, ours or Flax's, that is called or traced inside."""
-    found = []
+def record_momentum() -> Iterator[dict[str, float]]:
+    """The momentum of each BatchNorm, ours or Flax's, that is called or traced inside.
+
+    By the path of its running mean, as "stem_bn/mean".
+    """
+    found = {}
 
     def record(call, args, kwargs, context):
         if context.method_name == "__call__" and isinstance(
             context.module, BatchNorm | nn.BatchNorm
         ):
-            found.append(context.module.momentum)
+            found["/".join((*context.module.path, "mean"))] = context.module.momentum
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):

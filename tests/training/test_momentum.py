@@ -1,5 +1,7 @@
 """Running averages that stay behind in a short run are warned of at its start."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -69,7 +71,8 @@ def test_each_batch_norm_is_seen():
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     with record_momentum() as found:
         jax.eval_shape(Mixed().init, jax.random.key(0), images)
-    assert found == [0.25, *[0.75] * 18]
+    assert list(found.values()) == [0.25, *[0.75] * 18]
+    assert next(iter(found)) == "BatchNorm_0/mean"
 
 
 def test_a_run_begins_with_the_warning(tmp_path, capsys, monkeypatch):
@@ -86,3 +89,6 @@ def test_a_run_begins_with_the_warning(tmp_path, capsys, monkeypatch):
     assert "WARNING: BatchNorm keeps 0.999 of its averages per step: after the 40 steps" in said
     assert loop.train(config, tmp_path / "run") is None  # resumed: from what run.json says
     assert capsys.readouterr().err == said
+    frozen = dataclasses.replace(config, optimizer=OptimizerConfig(freeze=".*bn.*"))
+    assert loop.train(frozen, tmp_path / "frozen") is None  # these averages stay as they are
+    assert "BatchNorm" not in capsys.readouterr().err

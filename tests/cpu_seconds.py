@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-# The whole default run may take as much time as this many pieces of the fixed work: 620 CPU-seconds
-# at the 0.22 that a piece takes on a quiet machine with two cores (AMD EPYC, AVX-512; jaxlib 0.10.1
-# with conftest's flags; without them it takes 0.7). 2026-11-26: 715 CPU-seconds before these flags,
-# an estimated 470 to 550 with them.
+# The whole default run may take as much time as this many pieces of the fixed work: 640 CPU-seconds
+# at the 0.23 that a piece takes on a quiet machine with two cores (AMD EPYC, AVX-512; jaxlib 0.10.1
+# with conftest's flags; without them it takes 0.7). 2026-11-26: 578 CPU-seconds, 2,514 pieces; the
+# bound of the whole is 900.
 LIMIT = 2800
 EVERY = 60.0  # CPU-seconds of a process between two pieces
 

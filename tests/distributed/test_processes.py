@@ -14,7 +14,7 @@ from flaxcnn.data.imbalance import Draws
 from flaxcnn.data.plans import EvalPlan, Share, TrainPlan
 from flaxcnn.errors import UserError
 from flaxcnn.exit_status import MISTAKE, STOPPED
-from flaxcnn.training import load_config, sharding, train
+from flaxcnn.training import sharding
 from flaxcnn.training.sharding import find_processes, is_launched, make_parallel
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +145,13 @@ def test_what_processes_exchange(start):
     assert statuses == [0, 0], logs
 
 
+def train_alone(start, config):
+    """One process with four devices, compiled as the others are, in the folder `one`."""
+    run = ("-m", "flaxcnn", "train", str(config), "--workdir", "one")
+    statuses, logs = wait(start(*run, count=1, devices=4))
+    assert statuses == [0], logs
+
+
 @pytest.mark.zoo
 @pytest.mark.timeout(900)
 def test_two_processes_train_as_one(start, config, tmp_path):
@@ -154,7 +161,7 @@ def test_two_processes_train_as_one(start, config, tmp_path):
     assert statuses == [0, 0], logs
     assert "test accuracy" in logs[0]
     assert not re.sub(r"\[Gloo\].*", "", logs[1]).strip(), "prints are the first's"
-    train(load_config(config), tmp_path / "one")  # on the eight devices of the tests
+    train_alone(start, config)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     one, two = (json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two"))
     assert two["images"] == one["images"]
@@ -184,7 +191,7 @@ def test_a_run_is_resumed_by_any_number_of_processes(start, config, tmp_path):
     assert rows(tmp_path / "run")[-1]["step"] == 20
     logs = session(1, 2)
     assert "resuming from step 20 of 40" in logs[0]
-    train(load_config(config), tmp_path / "one")
+    train_alone(start, config)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     session(2, 2)  # finished: left alone

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from flaxcnn.boxes import paired_iou
 from flaxcnn.data.targets import Boxes
 from flaxcnn.errors import UserError
 from flaxcnn.tasks.classification_pictures import count_confusions
@@ -100,7 +101,7 @@ class Localization(Task):
         logits, boxes = self._split(outputs)
         labels, true, valid = self._read(targets)
         right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-        iou = measure_iou(jnp.clip(boxes, 0, 1), true) * valid
+        iou = paired_iou(jnp.clip(boxes, 0, 1), true) * valid
         localized = (iou >= 0.5).astype(jnp.float32)
         return {
             "loss": self.losses(outputs, targets),
@@ -147,7 +148,7 @@ class Localization(Task):
 
     def report(self, means: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Accuracy, mean IoU and the share with IoU of 0.5 or more, of all and of each class."""
-        iou = np.asarray(measure_iou(arrays["box"], arrays["true_box"]), np.float64)
+        iou = np.asarray(paired_iou(arrays["box"], arrays["true_box"]), np.float64)
         right = arrays["class"] == arrays["true_class"]
 
         def figures(of: np.ndarray) -> dict[str, Any]:
@@ -189,7 +190,7 @@ class Localization(Task):
     def draw(self, file: str, examples: Examples) -> "Figure":
         """Images with the true and the predicted box, those with the lowest IoU first."""
         arrays = examples.arrays
-        iou = np.asarray(measure_iou(arrays["box"], arrays["true_box"]))
+        iou = np.asarray(paired_iou(arrays["box"], arrays["true_box"]))
         shown = iou.argsort(kind="stable")[:_SHOWN]
         names = [self.class_names[i] for i in arrays["class"][shown]]
         titles = [f"{name}, IoU {iou[i]:.2f}" for name, i in zip(names, shown, strict=True)]
@@ -208,19 +209,3 @@ class Localization(Task):
         """The image uint8 [H, W, C] with the predicted box and class, uint8 [H, W, 3]."""
         name = self.class_names[int(answer["probabilities"].argmax())]
         return draw_box(image, answer["box"], name)
-
-
-def measure_iou(boxes: Any, others: Any) -> Any:
-    """Intersection over union of boxes [..., 4] (left, top, right, bottom), pair by pair.
-
-    A box whose sides are in the wrong order is empty; the IoU of two empty boxes is 0.
-    """
-    xp = jnp if isinstance(boxes, jax.Array) else np
-    low, high = (
-        xp.maximum(boxes[..., :2], others[..., :2]),
-        xp.minimum(boxes[..., 2:], others[..., 2:]),
-    )
-    both = xp.maximum(high - low, 0).prod(-1)
-    one, other = (xp.maximum(x[..., 2:] - x[..., :2], 0).prod(-1) for x in (boxes, others))
-    union = one + other - both
-    return both / xp.where(union > 0, union, 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flaxcnn.data import tfds_source
+from flaxcnn.data import tfds_records, tfds_source
 from flaxcnn.data.images import ImageFormat
 from flaxcnn.data.normalization import compute_normalization
 from flaxcnn.data.record import Record
@@ -250,9 +250,9 @@ def test_a_streamed_split_is_read_without_decoding(monkeypatch):
         example["image"] = cv2.imencode(".jpg", ramp)[1].tobytes()
     fake(monkeypatch, {"train": train})
     decoded = []
-    decode = tfds_source._decode
+    decode = tfds_records._decode
     monkeypatch.setattr(
-        tfds_source, "_decode", lambda *a: decoded.append(cv2.imdecode) or decode(*a)
+        tfds_records, "_decode", lambda *a: decoded.append(cv2.imdecode) or decode(*a)
     )
     dataset = load_dataset("tfds:fake", image_size=(20, 24), resident_limit=0, validation=0)
     split = dataset.splits["train"]

@@ -1,5 +1,6 @@
 """A run of several processes has the losses of one, and outlives each of them."""
 
+import contextlib
 import json
 import re
 import signal
@@ -266,10 +267,8 @@ def test_the_documents_launcher(command_env, config, tmp_path, run_command):
 
 def wait_for(condition, timeout=400):
     for _ in range(timeout * 10):
-        try:
+        with contextlib.suppress(OSError):  # a file that is being replaced
             if condition():
                 return
-        except OSError:
-            pass
         time.sleep(0.1)
     raise AssertionError("it does not come")

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from overfit import overfit
 
+from flaxcnn.boxes import paired_iou
 from flaxcnn.data.targets import Boxes
 from flaxcnn.errors import UserError
-from flaxcnn.tasks.localization import Localization, measure_iou
+from flaxcnn.tasks.localization import Localization
 from flaxcnn.tasks.task import Examples, Setting
 
 TASK = Localization(("cat", "dog"), (20, 40), box_weight=10.0)
-JITTED = jax.jit(measure_iou)
+JITTED = jax.jit(paired_iou)
 
 
 def make_targets(boxes, labels, valid=None):
@@ -40,7 +41,7 @@ def outputs_for(boxes, labels):
 )
 def test_iou(one, other, iou):
     one, other = np.float32(one), np.float32(other)
-    np.testing.assert_allclose(measure_iou(one, other), iou, rtol=1e-6)
+    np.testing.assert_allclose(paired_iou(one, other), iou, rtol=1e-6)
     np.testing.assert_allclose(JITTED(one, other), iou, rtol=1e-6)
 
 

@@ -148,7 +148,7 @@ class Localization(Task):
 
     def report(self, means: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Accuracy, mean IoU and the share with IoU of 0.5 or more, of all and of each class."""
-        iou = np.asarray(paired_iou(arrays["box"], arrays["true_box"]), np.float64)
+        iou = _overlaps(arrays).astype(np.float64)
         right = arrays["class"] == arrays["true_class"]
 
         def figures(of: np.ndarray) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Localization(Task):
     def draw(self, file: str, examples: Examples) -> "Figure":
         """Images with the true and the predicted box, those with the lowest IoU first."""
         arrays = examples.arrays
-        iou = np.asarray(paired_iou(arrays["box"], arrays["true_box"]))
+        iou = _overlaps(arrays)
         shown = iou.argsort(kind="stable")[:_SHOWN]
         names = [self.class_names[i] for i in arrays["class"][shown]]
         titles = [f"{name}, IoU {iou[i]:.2f}" for name, i in zip(names, shown, strict=True)]
@@ -209,3 +209,9 @@ class Localization(Task):
         """The image uint8 [H, W, C] with the predicted box and class, uint8 [H, W, 3]."""
         name = self.class_names[int(answer["probabilities"].argmax())]
         return draw_box(image, answer["box"], name)
+
+
+def _overlaps(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The IoU of each predicted box with the true one."""
+    box, true = jnp.asarray(arrays["box"]), jnp.asarray(arrays["true_box"])
+    return np.asarray(paired_iou(box, true))
